@@ -1,0 +1,335 @@
+//! The composition root: the only place that knows which pools, which kernel and which services there are, and puts
+//! them together.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use rustix::{fs::Mode as FileMode, process};
+
+use crate::{
+    config::{Config, Mode, PoolConfig},
+    csi::{self, Services, Topology},
+    engine::{self, Engine, accountant::Facts, work::Work},
+    error::{Chain, Doing, Error, ErrorKind, Result},
+    id::{PoolId, PoolName, VolumeId},
+    node::{self, Node},
+    pool::{
+        Pool, Role,
+        file::{self, FilePool},
+        set::{Opener, Pools},
+    },
+    server,
+    sys::{
+        blocking::blocking,
+        cmd::{Commands, Tool},
+        file::Directory,
+        host,
+        kernel::Kernel,
+        minder::Minder,
+        mount::Linux,
+    },
+    telemetry::{self, Metrics, Sources},
+};
+
+/// The oldest kernel that does all that is needed: `MOUNT_ATTR_NOSYMFOLLOW` is the youngest part.
+pub const OLDEST_KERNEL: (u32, u32) = (5, 14);
+/// File of hints in the state directory.
+const HINTS: &str = "pools.json";
+
+/// Which pool was where when it was last open. Hints can only refuse: they keep another pool, or an empty directory,
+/// from being taken for one that is missing.
+#[derive(Debug)]
+struct Hints {
+    directory: PathBuf,
+    known: Mutex<BTreeMap<PoolName, PoolId>>,
+}
+
+impl Hints {
+    fn read(directory: PathBuf) -> Result<Self> {
+        let path = directory.join(HINTS);
+        let known = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            text => {
+                let text = text.doing(|| format!("read {}", path.display()))?;
+                serde_json::from_slice(&text).map_err(|error| {
+                    let what = format!(
+                        "{} is damaged: remove it once every pool is where it should be",
+                        path.display()
+                    );
+                    Error::new(ErrorKind::Unavailable, what).because(error)
+                })?
+            }
+        };
+        Ok(Self { directory, known: Mutex::new(known) })
+    }
+
+    fn get(&self, name: &PoolName) -> Option<PoolId> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+    }
+
+    fn note(&self, name: &PoolName, id: PoolId) -> Result<()> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.insert(name.clone(), id) == Some(id) {
+            return Ok(());
+        }
+        let text = serde_json::to_vec_pretty(&*known)
+            .map_err(|error| Error::new(ErrorKind::Broken, "encode the hints").because(error))?;
+        let what = || format!("write {} in {}", HINTS, self.directory.display());
+        Directory::open(&self.directory).and_then(|directory| directory.write_file(HINTS, &text)).doing(what)
+    }
+}
+
+/// Opens a file pool of the configuration.
+struct FileOpener {
+    config: PoolConfig,
+    machine: String,
+    role: Role,
+    /// It is the built-in default, made where it does not exist yet.
+    built_in: bool,
+    hints: Arc<Hints>,
+    commands: Arc<Commands>,
+    minder: Option<Arc<Minder>>,
+}
+
+#[async_trait]
+impl Opener for FileOpener {
+    async fn open(&self) -> Result<Arc<dyn Pool>> {
+        let expected = self.hints.get(&self.config.name);
+        let settings = file_settings(&self.config, &self.machine);
+        let (commands, minder, role) = (Arc::clone(&self.commands), self.minder.clone(), self.role);
+        let make = self.built_in && expected.is_none() && role.changes();
+        let pool = blocking(move || {
+            if make && is_empty_or_missing(&settings.path) {
+                let id = file::init(&settings.path, &settings.machine, None, &commands)?;
+                tracing::info!(pool = %id, path = %settings.path.display(), "default pool made");
+            }
+            FilePool::open(settings, role, expected, commands, minder)
+        })
+        .await?;
+        if self.role.changes() {
+            self.hints.note(&self.config.name, pool.id())?;
+        }
+        Ok(Arc::new(pool))
+    }
+
+    fn expected(&self) -> Option<PoolId> {
+        self.hints.get(&self.config.name)
+    }
+}
+
+fn is_empty_or_missing(path: &std::path::Path) -> bool {
+    match std::fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// The settings of a file pool, from the configuration's.
+fn file_settings(config: &PoolConfig, machine: &str) -> file::Settings {
+    file::Settings {
+        path: config.path.clone(),
+        machine: machine.to_owned(),
+        reserve_percent: config.reserve_percent,
+        overcommit_percent: config.overcommit_percent,
+        freeze_limit: config.freeze_limit,
+        templates: usize::try_from(config.templates).unwrap_or(usize::MAX),
+    }
+}
+
+/// Everything a process is made of.
+pub struct App {
+    config: Config,
+    mode: Mode,
+    work: Work,
+    engine: Engine,
+    node: Node,
+    commands: Arc<Commands>,
+}
+
+/// The engine asks the node role who uses a volume.
+struct LocalUses(Node);
+
+#[async_trait]
+impl engine::Uses for LocalUses {
+    async fn release(&self, id: VolumeId) -> Result<()> {
+        self.0.release(id).await
+    }
+}
+
+/// What must hold before anything is opened; each refusal names its remedy.
+fn check_host(config: &Config) -> Result<()> {
+    let refuse = |what: String| Err(Error::new(ErrorKind::Unavailable, what));
+    if !host::may_mount() {
+        return refuse("mounting needs root (CAP_SYS_ADMIN): run this as root".into());
+    }
+    if !host::kernel_at_least(OLDEST_KERNEL.0, OLDEST_KERNEL.1) {
+        let (major, minor) = OLDEST_KERNEL;
+        return refuse(format!(
+            "kernel {} is too old: {major}.{minor} or later is needed",
+            host::kernel_release()
+        ));
+    }
+    if !std::path::Path::new("/dev/loop-control").exists() {
+        return refuse(
+            "/dev/loop-control is missing: load the kernel module `loop`, and mount the host's /dev".into(),
+        );
+    }
+    let state = &config.state_dir;
+    std::fs::create_dir_all(state).doing(|| format!("make state_dir {}", state.display()))?;
+    tempfile::tempfile_in(state)
+        .doing(|| format!("write to state_dir {} (make it writable, or set another)", state.display()))?;
+    Ok(())
+}
+
+impl App {
+    /// Puts the parts together; nothing is opened yet.
+    ///
+    /// # Errors
+    /// Where this host or its state directory does not do.
+    pub fn new(config: Config, mode: Mode, minder: Option<Arc<Minder>>) -> Result<Self> {
+        process::umask(FileMode::RWXG | FileMode::RWXO);
+        let no_core = process::Rlimit { current: Some(0), maximum: Some(0) };
+        // Secrets pass through our memory. Lowering a limit is always allowed.
+        process::setrlimit(process::Resource::Core, no_core).doing(|| "forbid core files")?;
+        check_host(&config)?;
+        let commands = Arc::new(Commands::find());
+        for tool in Tool::ALL.into_iter().filter(|tool| commands.path(*tool).is_none()) {
+            tracing::warn!(tool = tool.name(), package = tool.package(), "a tool is missing");
+        }
+        let role = match mode {
+            Mode::All => Role::Both,
+            Mode::Controller => Role::Controller,
+            Mode::Node => Role::Node,
+        };
+        let pools = Arc::new(open_lazily(&config, role, &commands, minder.as_ref())?);
+        let kernel: Arc<dyn Kernel> = Arc::new(Linux::new(&config.target_roots, Arc::clone(&commands)));
+        let node = Node::new(Arc::clone(&pools), kernel, node_settings(&config));
+        let settings =
+            engine::Settings { node: config.node_id.clone(), max_volumes: config.max_volumes_per_node };
+        let engine = Engine::new(pools, Arc::new(LocalUses(node.clone())), settings);
+        let work = Work::new(usize::try_from(config.max_operations).unwrap_or(usize::MAX));
+        Ok(Self { config, mode, work, engine, node, commands })
+    }
+
+    /// Recovers, listens, serves until asked to stop.
+    ///
+    /// # Errors
+    /// Where another process serves a pool or the socket, or an address cannot be had.
+    pub async fn serve(self) -> Result<()> {
+        if self.mode.controller() {
+            for closed in self.engine.start().await? {
+                tracing::error!(error = %Chain(&closed), "a pool cannot be used; its volumes are UNAVAILABLE");
+            }
+        } else {
+            self.node.check_pools().await?;
+        }
+        let engine = Some(self.engine).filter(|_| self.mode.controller());
+        let services = Services {
+            driver_name: self.config.driver_name.clone(),
+            topology: Topology::new(&self.config.driver_name, &self.config.node_id),
+            work: self.work.clone(),
+            engine: engine.clone(),
+            node: Some(self.node).filter(|_| self.mode.node()),
+        };
+        let metrics = Metrics::default();
+        let listener = server::listen(&self.config.endpoint).await?;
+        if let Some(address) = self.config.http {
+            let (metrics, work, commands) = (metrics.clone(), self.work.clone(), Arc::clone(&self.commands));
+            telemetry::serve_http(address, Sources { metrics, work, engine, commands }).await?;
+        }
+        tracing::info!(endpoint = %self.config.endpoint, mode = ?self.mode, node = %self.config.node_id, "ready");
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!(%error, "the service manager was not told that we are ready");
+        }
+        server::serve(listener, csi::routes(&services), &self.work, &metrics).await
+    }
+}
+
+fn node_settings(config: &Config) -> node::Settings {
+    node::Settings {
+        id: config.node_id.clone(),
+        allow_suid: config.allow_suid,
+        max_volumes: config.max_volumes_per_node,
+    }
+}
+
+/// The pools of the configuration, none of them open yet.
+fn open_lazily(
+    config: &Config,
+    role: Role,
+    commands: &Arc<Commands>,
+    minder: Option<&Arc<Minder>>,
+) -> Result<Pools> {
+    let hints = Arc::new(Hints::read(config.state_dir.clone())?);
+    let mut pools = Pools::new();
+    for pool in &config.pools {
+        let opener = FileOpener {
+            config: pool.clone(),
+            machine: config.machine_id.clone(),
+            role,
+            built_in: config.default_pool,
+            hints: Arc::clone(&hints),
+            commands: Arc::clone(commands),
+            minder: minder.cloned(),
+        };
+        pools.add(pool.name.clone(), Box::new(opener));
+    }
+    Ok(pools)
+}
+
+/// What there is of each pool, on disk and in the kernel, for the accountant. Nothing is changed, no lock is taken.
+///
+/// # Errors
+/// Where the hints cannot be read. A pool that cannot be looked at comes back with its reason.
+pub async fn facts(config: &Config) -> Result<Vec<(PoolName, Result<Facts>)>> {
+    let commands = Arc::new(Commands::find());
+    let pools = open_lazily(config, Role::Observer, &commands, None)?;
+    let kernel = Linux::new(&config.target_roots, commands);
+    let mut all = Vec::new();
+    for (name, pool) in pools.all().await {
+        let facts = match pool {
+            Ok(pool) => facts_of(&*pool, &kernel).await,
+            Err(error) => Err(error),
+        };
+        all.push((name, facts));
+    }
+    Ok(all)
+}
+
+async fn facts_of(pool: &dyn Pool, kernel: &dyn Kernel) -> Result<Facts> {
+    let listing = pool.list().await?;
+    let mut devices = Vec::new();
+    for (uuid, attached) in pool.devices().await? {
+        let mounts = kernel.mounts_of(&[attached.device.number]).doing(|| "read the table of mounts")?;
+        devices.push((uuid, attached, mounts.len()));
+    }
+    let mut troubles = Vec::new();
+    for volume in &listing.volumes {
+        // Fullness is a matter of the pool, not of its books.
+        let found =
+            pool.examine(volume).await?.into_iter().filter(|trouble| trouble.reason != "PoolNearlyFull");
+        troubles.extend(found.map(|trouble| (volume.id.to_string(), trouble.message)));
+    }
+    Ok(Facts { listing, devices, troubles })
+}
+
+/// The mount points of a volume on this host, for a tool that works on them.
+///
+/// # Errors
+/// `NotFound` where no pool of the configuration has the volume; otherwise those of looking.
+pub async fn mounts_of(config: &Config, id: VolumeId) -> Result<Vec<PathBuf>> {
+    let commands = Arc::new(Commands::find());
+    let pools = open_lazily(config, Role::Observer, &commands, None)?;
+    let kernel = Linux::new(&config.target_roots, commands);
+    let pool = pools.get(id.pool).await?;
+    if pool.find_volume(id).await?.is_none() {
+        return Err(Error::new(ErrorKind::NotFound, format!("volume {id} does not exist")));
+    }
+    let devices: Vec<_> = pool.attached(id).await?.iter().map(|attached| attached.device.number).collect();
+    let mounts = kernel.mounts_of(&devices).doing(|| "read the table of mounts")?;
+    Ok(mounts.into_iter().filter(|mount| !mount.block).map(|mount| mount.at.path()).collect())
+}

@@ -1,0 +1,137 @@
+//! The daemon as the command line sees it: a CSI driver behind a socket.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+use tower::service_fn;
+
+use crate::{
+    config::Config,
+    error::{Error, ErrorKind, Result},
+    proto::{controller_client::ControllerClient, identity_client::IdentityClient, node_client::NodeClient},
+};
+
+/// A connection to the daemon.
+#[derive(Clone)]
+pub(super) struct Daemon {
+    channel: Channel,
+}
+
+impl Daemon {
+    /// Connects to the socket of the configuration.
+    pub(super) async fn connect(config: &Config) -> Result<Self> {
+        let socket: Arc<PathBuf> = Arc::new(config.endpoint.path().to_owned());
+        let shown = config.endpoint.clone();
+        let connector = service_fn(move |_| {
+            let socket = Arc::clone(&socket);
+            async move { UnixStream::connect(socket.as_path()).await.map(TokioIo::new) }
+        });
+        let unreachable = |error: tonic::transport::Error| {
+            let what = format!("no daemon answers on {shown}: is `lagan serve` running, and are you root?");
+            Error::new(ErrorKind::Unavailable, what).because(error)
+        };
+        // The name is never looked up: the socket decides where calls go.
+        let endpoint = Endpoint::from_static("http://localhost");
+        let channel = endpoint.connect_with_connector(connector).await.map_err(unreachable)?;
+        Ok(Self { channel })
+    }
+
+    pub(super) fn identity(&self) -> IdentityClient<Channel> {
+        IdentityClient::new(self.channel.clone())
+    }
+
+    pub(super) fn controller(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    pub(super) fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.channel.clone())
+    }
+}
+
+/// An answer that is an error, as one of ours.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
+pub(super) fn refused(status: Status) -> Error {
+    let kind = match status.code() {
+        Code::NotFound => ErrorKind::NotFound,
+        Code::FailedPrecondition => ErrorKind::InUse,
+        Code::ResourceExhausted => ErrorKind::NoSpace,
+        Code::Aborted => ErrorKind::Busy,
+        Code::Unavailable => ErrorKind::Unavailable,
+        Code::InvalidArgument => ErrorKind::Invalid,
+        _ => ErrorKind::Broken,
+    };
+    Error::new(kind, format!("{} ({})", status.message(), code_name(status.code())))
+}
+
+/// The code as the specification writes it.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
+/// Shows how far a call on `subject` is while it runs, where it takes long: read from the daemon's metrics.
+pub(super) async fn with_progress<T>(config: &Config, subject: &str, call: impl Future<Output = T>) -> T {
+    tokio::pin!(call);
+    let bar = ProgressBar::hidden();
+    let style = "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    loop {
+        tokio::select! {
+            done = &mut call => {
+                bar.finish_and_clear();
+                return done;
+            }
+            () = tokio::time::sleep(Duration::from_millis(300)) => {
+                if let Some((done, total)) = progress(config, subject).await {
+                    bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+                    bar.set_length(total);
+                    bar.set_position(done);
+                }
+            }
+        }
+    }
+}
+
+/// What the metrics say of an operation: bytes done, and in all.
+async fn progress(config: &Config, subject: &str) -> Option<(u64, u64)> {
+    let mut stream = TcpStream::connect(config.http?).await.ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n").await.ok()?;
+    let mut text = String::new();
+    stream.take(1 << 20).read_to_string(&mut text).await.ok()?;
+    let value = |metric: &str| {
+        let subject = format!("subject=\"{}\"", subject.replace('\\', "\\\\").replace('"', "\\\""));
+        let mut lines = text.lines().filter(|line| line.starts_with(metric) && line.contains(&subject));
+        lines.next()?.rsplit(' ').next()?.parse::<u64>().ok()
+    };
+    let total = value("lagan_operation_bytes_total").filter(|total| *total > 0)?;
+    Some((value("lagan_operation_bytes_done")?, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_the_names_of_the_specification() {
+        assert_eq!(code_name(Code::FailedPrecondition), "FAILED_PRECONDITION");
+        assert_eq!(code_name(Code::Ok), "OK");
+    }
+}

@@ -1,0 +1,481 @@
+//! Settings: one TOML file, every key with its default, unknown keys refused, all problems told together.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use toml::{Table, Value};
+
+use crate::{
+    id::{NodeId, PoolName},
+    server::Endpoint,
+    sys::host,
+};
+
+/// Which services a process offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// The controller and the node.
+    All,
+    /// Only the controller.
+    Controller,
+    /// Only the node.
+    Node,
+}
+
+impl Mode {
+    /// The controller is among them.
+    #[must_use]
+    pub const fn controller(self) -> bool {
+        matches!(self, Self::All | Self::Controller)
+    }
+
+    /// The node is among them.
+    #[must_use]
+    pub const fn node(self) -> bool {
+        matches!(self, Self::All | Self::Node)
+    }
+}
+
+/// Everything that can be set. docs/configuration.md has a line for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the driver.
+    pub driver_name: String,
+    /// Name of this node.
+    pub node_id: NodeId,
+    /// Where the default pool and the hints are.
+    pub state_dir: PathBuf,
+    /// Where the CSI services listen.
+    pub endpoint: Endpoint,
+    /// Where health and metrics are served over HTTP; `None` for nowhere.
+    pub http: Option<SocketAddr>,
+    /// Staging and target paths must lie below one of these.
+    pub target_roots: Vec<PathBuf>,
+    /// Most volumes that this node takes; 0 leaves it to the orchestrator.
+    pub max_volumes_per_node: u32,
+    /// Most operations at a time.
+    pub max_operations: u32,
+    /// Set-user-id programs on volumes work.
+    pub allow_suid: bool,
+    /// Which machine we are.
+    pub machine_id: String,
+    /// The pools.
+    pub pools: Vec<PoolConfig>,
+    /// The one pool is the built-in default: it is made at the first start.
+    pub default_pool: bool,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Its name.
+    pub name: PoolName,
+    /// Its directory.
+    pub path: PathBuf,
+    /// Per cent of the space that new volumes and snapshots leave free.
+    pub reserve_percent: u32,
+    /// Per cent of the space that may be promised.
+    pub overcommit_percent: u32,
+    /// Longest freeze of a filesystem in use.
+    pub freeze_limit: Duration,
+    /// Most templates kept.
+    pub templates: u32,
+}
+
+/// What is given at each start, over what the file says.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The endpoint, from the command line or `CSI_ENDPOINT`.
+    pub endpoint: Option<String>,
+    /// The node's name.
+    pub node_id: Option<String>,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} problem(s):", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Where orchestrators keep staging and target paths unless told otherwise.
+const TARGET_ROOTS: [&str; 7] = [
+    "/var/lib/kubelet",
+    "/opt/nomad/data/client/csi",
+    "/var/lib/nomad/client/csi",
+    "/var/lib/mesos",
+    "/var/run/mesos",
+    "/data/staged",
+    "/data/published",
+];
+const DEFAULT_ENDPOINT: &str = "unix:///run/lagan/csi.sock";
+
+/// Reads the file, where there is one, and what is given over it.
+///
+/// # Errors
+/// Every problem found, together.
+pub fn load(file: Option<&Path>, mode: Mode, overrides: &Overrides) -> Result<Config, Problems> {
+    let text = match file {
+        None => String::new(),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Problems(vec![format!("cannot read {}: {error}", path.display())]))?,
+    };
+    parse(&text, mode, overrides)
+}
+
+/// Reads a configuration.
+///
+/// # Errors
+/// Every problem found, together.
+pub fn parse(text: &str, mode: Mode, overrides: &Overrides) -> Result<Config, Problems> {
+    let table = text.parse::<Table>().map_err(|error| Problems(vec![error.to_string().trim().to_owned()]))?;
+    let mut reader = Reader { table, place: String::new(), problems: Vec::new() };
+    let config = read(&mut reader, mode, overrides);
+    let problems = reader.finish();
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(Problems(problems)),
+    }
+}
+
+/// `None` only beside a problem.
+fn read(reader: &mut Reader, mode: Mode, overrides: &Overrides) -> Option<Config> {
+    let driver_name = reader.text("driver_name", "lagan.csi");
+    if !is_driver_name(&driver_name) {
+        reader.problem(
+            "driver_name",
+            "must be letters, digits, '-' and '.', 63 at most, beginning and ending in a letter",
+        );
+    }
+    let node_id = reader.text("node_id", &host::host_name());
+    let node_id = reader.parsed("node_id", overrides.node_id.as_ref().unwrap_or(&node_id));
+    let state_dir = reader.path("state_dir", "/var/lib/lagan");
+    let endpoint = reader.text("endpoint", DEFAULT_ENDPOINT);
+    let endpoint = reader.parsed("endpoint", overrides.endpoint.as_ref().unwrap_or(&endpoint));
+    let http = reader.text("http", if mode == Mode::Node { "127.0.0.1:9737" } else { "127.0.0.1:9736" });
+    let http = if http == "off" { None } else { reader.parsed("http", &http) };
+    let target_roots = reader.paths("target_roots", &TARGET_ROOTS);
+    let max_volumes_per_node = reader.number("max_volumes_per_node", 1024, 0, 1 << 20);
+    let max_operations = reader.number("max_operations", 256, 1, 4096);
+    let allow_suid = reader.flag("allow_suid");
+    let machine_id = match reader.optional("machine_id") {
+        Some(id) => id,
+        None => host::machine_id().unwrap_or_else(|error| {
+            let what = format!(
+                "{} cannot be read ({error}): mount the host's file there, or set machine_id",
+                host::MACHINE_ID
+            );
+            reader.problem("machine_id", &what);
+            String::new()
+        }),
+    };
+    let pools = read_pools(reader);
+    let default_pool = pools.is_none();
+    let pools = pools.unwrap_or_else(|| vec![default_pool_in(&state_dir)].into_iter().flatten().collect());
+    Some(Config {
+        driver_name,
+        node_id: node_id?,
+        state_dir,
+        endpoint: endpoint?,
+        http,
+        target_roots,
+        max_volumes_per_node,
+        max_operations,
+        allow_suid,
+        machine_id,
+        pools,
+        default_pool,
+    })
+}
+
+/// The pools of the file; `None` where it names none.
+fn read_pools(reader: &mut Reader) -> Option<Vec<PoolConfig>> {
+    let tables = match reader.table.remove("pool")? {
+        Value::Array(tables) if !tables.is_empty() => tables,
+        _ => {
+            reader.problem("pool", "must be one or more [[pool]] tables");
+            return Some(Vec::new());
+        }
+    };
+    let mut pools = Vec::new();
+    for (index, table) in tables.into_iter().enumerate() {
+        let place = format!("pool[{index}].");
+        let Value::Table(table) = table else {
+            reader.problem(&place, "must be a table");
+            continue;
+        };
+        let mut inner = Reader { table, place, problems: Vec::new() };
+        pools.extend(read_pool(&mut inner));
+        reader.problems.extend(inner.finish());
+    }
+    let mut seen = (HashSet::new(), HashSet::new());
+    for pool in &pools {
+        if !seen.0.insert(&pool.name) {
+            reader.problems.push(format!("pool name {} is given twice", pool.name));
+        }
+        if !seen.1.insert(&pool.path) {
+            reader.problems.push(format!("two pools have the path {}", pool.path.display()));
+        }
+    }
+    Some(pools)
+}
+
+fn read_pool(reader: &mut Reader) -> Option<PoolConfig> {
+    let name = reader.required("name");
+    let name = name.and_then(|name| reader.parsed("name", &name));
+    match reader.required("kind").as_deref() {
+        None | Some("file") => {}
+        Some(other) => reader.problem("kind", &format!("{other:?} is not offered: expected \"file\"")),
+    }
+    let path = reader.required("path");
+    let path = path.map(|path| reader.absolute("path", path));
+    let settings = read_pool_settings(reader);
+    Some(PoolConfig { name: name?, path: path?, ..settings? })
+}
+
+/// What has a default in every pool. The name and path are placeholders.
+fn read_pool_settings(reader: &mut Reader) -> Option<PoolConfig> {
+    Some(PoolConfig {
+        name: "default".parse().ok()?,
+        path: PathBuf::new(),
+        reserve_percent: reader.number("reserve_percent", 5, 1, 50),
+        overcommit_percent: reader.number("overcommit_percent", 100, 1, 10_000),
+        freeze_limit: reader.duration("freeze_limit", Duration::from_secs(5), Duration::from_secs(60)),
+        templates: reader.number("templates", 32, 0, 1024),
+    })
+}
+
+fn default_pool_in(state_dir: &Path) -> Option<PoolConfig> {
+    let mut nothing = Reader { table: Table::new(), place: String::new(), problems: Vec::new() };
+    Some(PoolConfig { path: state_dir.join("pools/default"), ..read_pool_settings(&mut nothing)? })
+}
+
+/// At most 63 characters in domain style; csi-sanity wants letters at both ends, which is stricter than the
+/// specification.
+fn is_driver_name(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    let ends = [name.bytes().next(), name.bytes().last()];
+    name.len() <= 63
+        && name.bytes().all(inner)
+        && ends.iter().all(|end| end.is_some_and(|byte| byte.is_ascii_alphabetic()))
+}
+
+/// A table that is read key by key, collecting what is wrong.
+struct Reader {
+    table: Table,
+    place: String,
+    problems: Vec<String>,
+}
+
+impl Reader {
+    fn problem(&mut self, key: &str, what: &str) {
+        self.problems.push(format!("{}{key}: {what}", self.place));
+    }
+
+    fn optional(&mut self, key: &str) -> Option<String> {
+        match self.table.remove(key)? {
+            Value::String(text) => Some(text),
+            _ => {
+                self.problem(key, "must be a text");
+                None
+            }
+        }
+    }
+
+    fn required(&mut self, key: &str) -> Option<String> {
+        if !self.table.contains_key(key) {
+            self.problem(key, "is missing");
+        }
+        self.optional(key)
+    }
+
+    fn text(&mut self, key: &str, default: &str) -> String {
+        self.optional(key).unwrap_or_else(|| default.to_owned())
+    }
+
+    fn parsed<T: FromStr>(&mut self, key: &str, text: &str) -> Option<T>
+    where
+        T::Err: fmt::Display,
+    {
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.problem(key, &T::Err::to_string(&error));
+                None
+            }
+        }
+    }
+
+    fn absolute(&mut self, key: &str, path: String) -> PathBuf {
+        let path = PathBuf::from(path);
+        if !path.is_absolute() {
+            self.problem(key, &format!("{} must be an absolute path", path.display()));
+        }
+        path
+    }
+
+    fn path(&mut self, key: &str, default: &str) -> PathBuf {
+        let path = self.text(key, default);
+        self.absolute(key, path)
+    }
+
+    fn paths(&mut self, key: &str, default: &[&str]) -> Vec<PathBuf> {
+        let values = match self.table.remove(key) {
+            None => return default.iter().map(PathBuf::from).collect(),
+            Some(Value::Array(values)) => values,
+            Some(_) => Vec::new(),
+        };
+        if values.is_empty() {
+            self.problem(key, "must be a list of one or more paths");
+        }
+        let mut paths = Vec::new();
+        for value in values {
+            match value {
+                Value::String(text) if text == "/" => self.problem(key, "/ would let every path pass"),
+                Value::String(text) => paths.push(self.absolute(key, text)),
+                _ => self.problem(key, "must hold texts only"),
+            }
+        }
+        paths
+    }
+
+    fn flag(&mut self, key: &str) -> bool {
+        match self.table.remove(key) {
+            None => false,
+            Some(Value::Boolean(flag)) => flag,
+            Some(_) => {
+                self.problem(key, "must be true or false");
+                false
+            }
+        }
+    }
+
+    fn number(&mut self, key: &str, default: u32, least: u32, most: u32) -> u32 {
+        match self.table.remove(key) {
+            None => default,
+            Some(Value::Integer(number)) if (i64::from(least)..=i64::from(most)).contains(&number) => {
+                u32::try_from(number).unwrap_or(default)
+            }
+            Some(_) => {
+                self.problem(key, &format!("must be a whole number from {least} to {most}"));
+                default
+            }
+        }
+    }
+
+    fn duration(&mut self, key: &str, default: Duration, most: Duration) -> Duration {
+        let Some(text) = self.optional(key) else { return default };
+        match humantime::parse_duration(&text) {
+            Ok(duration) if !duration.is_zero() && duration <= most => duration,
+            _ => {
+                let most = humantime::format_duration(most);
+                self.problem(key, &format!("must be a time such as \"5s\", at most {most}"));
+                default
+            }
+        }
+    }
+
+    /// What is left over is unknown.
+    fn finish(mut self) -> Vec<String> {
+        let unknown: Vec<String> = self.table.keys().cloned().collect();
+        for key in unknown {
+            self.problem(&key, "is not a known key");
+        }
+        self.problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Config, Vec<String>> {
+        parse(text, Mode::All, &Overrides::default()).map_err(|problems| problems.0)
+    }
+
+    #[test]
+    fn without_a_file_there_is_one_default_pool() {
+        let config = check("").unwrap();
+        assert!(config.default_pool);
+        assert_eq!(config.pools[0].path, Path::new("/var/lib/lagan/pools/default"));
+        assert_eq!(config.http, Some("127.0.0.1:9736".parse().unwrap()));
+        assert_eq!(config.driver_name, "lagan.csi");
+    }
+
+    #[test]
+    fn a_full_file_is_read() {
+        let config = check(
+            "driver_name = 'lagan.example.org'\nnode_id = 'n1'\nstate_dir = '/s'\nendpoint = '/run/x.sock'\n\
+             http = 'off'\ntarget_roots = ['/a', '/b']\nmax_volumes_per_node = 5\nmax_operations = 9\n\
+             allow_suid = true\nmachine_id = 'm'\n[[pool]]\nname = 'p'\nkind = 'file'\npath = '/p'\n\
+             reserve_percent = 10\novercommit_percent = 200\nfreeze_limit = '2s'\ntemplates = 3\n",
+        )
+        .unwrap();
+        assert_eq!((config.http, config.allow_suid, config.default_pool), (None, true, false));
+        assert_eq!(config.pools[0].freeze_limit, Duration::from_secs(2));
+        assert_eq!(config.target_roots, [Path::new("/a"), Path::new("/b")]);
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let problems = check(
+            "driver_name = '-'\nnode_id = ''\nendpoint = 'tcp://x'\nhttp = 'here'\ntarget_roots = ['/', 'x']\n\
+             max_operations = 0\nallow_suid = 1\nsurprise = 1\n[[pool]]\nname = 'a/b'\nkind = 'tape'\nextra = 2\n\
+             freeze_limit = 'soon'\n",
+        )
+        .unwrap_err();
+        for expected in [
+            "driver_name:",
+            "node_id:",
+            "endpoint:",
+            "http:",
+            "target_roots: / ",
+            "target_roots: x ",
+            "max_operations:",
+            "allow_suid:",
+            "surprise: is not a known key",
+            "pool[0].name:",
+            "pool[0].kind:",
+            "pool[0].path: is missing",
+            "pool[0].extra: is not a known key",
+            "pool[0].freeze_limit:",
+        ] {
+            assert!(
+                problems.iter().any(|problem| problem.contains(expected)),
+                "{expected} not in {problems:#?}"
+            );
+        }
+        assert_eq!(problems.len(), 14, "{problems:#?}");
+    }
+
+    #[test]
+    fn what_the_caller_gives_wins() {
+        let overrides = Overrides { endpoint: Some("unix:/x/y.sock".into()), node_id: Some("n9".into()) };
+        let config = parse("endpoint = '/z.sock'\nnode_id = 'n1'", Mode::Node, &overrides).unwrap();
+        assert_eq!(config.endpoint.to_string(), "unix:///x/y.sock");
+        assert_eq!(config.node_id.as_str(), "n9");
+        assert_eq!(config.http, Some("127.0.0.1:9737".parse().unwrap()), "beside a controller on one host");
+    }
+
+    #[test]
+    fn pools_must_differ() {
+        let pool = "[[pool]]\nname = 'p'\nkind = 'file'\npath = '/p'\n";
+        let problems = check(&pool.repeat(2)).unwrap_err();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(check("pool = []").is_err());
+        assert!(check("pool = [1]").is_err());
+        assert!(check("= nonsense").is_err());
+    }
+}

@@ -1,0 +1,68 @@
+//! The one table from what went wrong to what gRPC says. Nothing else makes a status.
+
+use tonic::{Code, Status};
+
+use crate::error::{Chain, Error, ErrorKind};
+
+/// The code for a kind of error. The right column of what each code makes an orchestrator do is in ARCHITECTURE.md.
+#[must_use]
+pub const fn code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::Mismatch => Code::AlreadyExists,
+        ErrorKind::InUse => Code::FailedPrecondition,
+        ErrorKind::OutOfRange => Code::OutOfRange,
+        ErrorKind::Denied => Code::PermissionDenied,
+        ErrorKind::NotOffered => Code::Unimplemented,
+        ErrorKind::NoSpace => Code::ResourceExhausted,
+        ErrorKind::Busy => Code::Aborted,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Unsettled => Code::DeadlineExceeded,
+        ErrorKind::Broken => Code::Internal,
+    }
+}
+
+/// Logs an error, here where it is handled, and turns it into the answer: a message that is never empty, and never
+/// any details.
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
+pub(super) fn status(error: Error) -> Status {
+    let message = Chain(&error).to_string();
+    let code = code(error.kind());
+    match error.kind() {
+        ErrorKind::Broken | ErrorKind::Unsettled => tracing::error!(error = message, ?code, "call failed"),
+        ErrorKind::Unavailable | ErrorKind::NoSpace => tracing::warn!(error = message, ?code, "call failed"),
+        _ => tracing::info!(error = message, ?code, "call refused"),
+    }
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that makes statuses")]
+    Status::new(code, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_code() {
+        let table = [
+            (ErrorKind::Invalid, Code::InvalidArgument),
+            (ErrorKind::NotFound, Code::NotFound),
+            (ErrorKind::Mismatch, Code::AlreadyExists),
+            (ErrorKind::InUse, Code::FailedPrecondition),
+            (ErrorKind::OutOfRange, Code::OutOfRange),
+            (ErrorKind::Denied, Code::PermissionDenied),
+            (ErrorKind::NotOffered, Code::Unimplemented),
+            (ErrorKind::NoSpace, Code::ResourceExhausted),
+            (ErrorKind::Busy, Code::Aborted),
+            (ErrorKind::Unavailable, Code::Unavailable),
+            (ErrorKind::Unsettled, Code::DeadlineExceeded),
+            (ErrorKind::Broken, Code::Internal),
+        ];
+        for (kind, expected) in table {
+            let status = status(Error::new(kind, "what was tried").because(std::io::Error::other("why not")));
+            assert_eq!(status.code(), expected);
+            assert_eq!(status.message(), "what was tried: why not");
+            assert!(status.details().is_empty());
+        }
+    }
+}

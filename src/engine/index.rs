@@ -1,0 +1,130 @@
+//! What is known of the pools without asking them: names, sums, order. Built from the records when a pool is opened,
+//! changed only after the pool was, thrown away with the process.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::Bound,
+    sync::Arc,
+};
+
+use crate::{
+    bytes::Bytes,
+    id::{PoolId, SnapshotId, VolumeId},
+    pool::{
+        Listing,
+        record::{Snapshot, Volume},
+    },
+};
+
+/// Volumes and snapshots of every pool that was opened.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    pools: HashSet<PoolId>,
+    volumes: BTreeMap<VolumeId, Arc<Volume>>,
+    volume_names: HashMap<String, VolumeId>,
+    snapshots: BTreeMap<SnapshotId, Arc<Snapshot>>,
+    snapshot_names: HashMap<String, SnapshotId>,
+    committed: HashMap<PoolId, Bytes>,
+    granted: usize,
+}
+
+impl Index {
+    pub(super) fn knows(&self, pool: PoolId) -> bool {
+        self.pools.contains(&pool)
+    }
+
+    /// Takes in a pool's listing.
+    pub(super) fn load(&mut self, pool: PoolId, listing: Listing) {
+        for volume in listing.volumes {
+            self.put_volume(volume);
+        }
+        for snapshot in listing.snapshots {
+            self.put_snapshot(snapshot);
+        }
+        self.pools.insert(pool);
+    }
+
+    pub(super) fn volume(&self, id: VolumeId) -> Option<Arc<Volume>> {
+        self.volumes.get(&id).cloned()
+    }
+
+    pub(super) fn volume_named(&self, name: &str) -> Option<Arc<Volume>> {
+        self.volume(*self.volume_names.get(name)?)
+    }
+
+    pub(super) fn snapshot(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
+        self.snapshots.get(&id).cloned()
+    }
+
+    pub(super) fn snapshot_named(&self, name: &str) -> Option<Arc<Snapshot>> {
+        self.snapshot(*self.snapshot_names.get(name)?)
+    }
+
+    /// Volumes behind `after` in the order of ids.
+    pub(super) fn volumes_after(&self, after: Option<VolumeId>) -> impl Iterator<Item = &Arc<Volume>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.volumes.range((from, Bound::Unbounded)).map(|(_, volume)| volume)
+    }
+
+    /// Snapshots behind `after` in the order of ids.
+    pub(super) fn snapshots_after(&self, after: Option<SnapshotId>) -> impl Iterator<Item = &Arc<Snapshot>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.snapshots.range((from, Bound::Unbounded)).map(|(_, snapshot)| snapshot)
+    }
+
+    /// Adds a volume, or replaces what is known of it.
+    pub(super) fn put_volume(&mut self, volume: Volume) {
+        self.remove_volume(volume.id);
+        let (id, pool) = (volume.id, volume.id.pool);
+        self.volume_names.entry(volume.name.clone()).or_insert(id);
+        self.granted += usize::from(!volume.grants.is_empty());
+        self.commit(pool, volume.size);
+        self.volumes.insert(id, Arc::new(volume));
+    }
+
+    pub(super) fn remove_volume(&mut self, id: VolumeId) {
+        if let Some(volume) = self.volumes.remove(&id) {
+            if self.volume_names.get(&volume.name) == Some(&id) {
+                self.volume_names.remove(&volume.name);
+            }
+            self.granted -= usize::from(!volume.grants.is_empty());
+            self.release(id.pool, volume.size);
+        }
+    }
+
+    pub(super) fn put_snapshot(&mut self, snapshot: Snapshot) {
+        self.remove_snapshot(snapshot.id);
+        self.snapshot_names.entry(snapshot.name.clone()).or_insert(snapshot.id);
+        self.commit(snapshot.id.pool, snapshot.used);
+        self.snapshots.insert(snapshot.id, Arc::new(snapshot));
+    }
+
+    pub(super) fn remove_snapshot(&mut self, id: SnapshotId) {
+        if let Some(snapshot) = self.snapshots.remove(&id) {
+            if self.snapshot_names.get(&snapshot.name) == Some(&id) {
+                self.snapshot_names.remove(&snapshot.name);
+            }
+            self.release(id.pool, snapshot.used);
+        }
+    }
+
+    /// Space promised in a pool: volumes at full length, snapshots at what they keep.
+    pub(super) fn committed(&self, pool: PoolId) -> Bytes {
+        self.committed.get(&pool).copied().unwrap_or_default()
+    }
+
+    pub(super) fn commit(&mut self, pool: PoolId, amount: Bytes) {
+        let sum = self.committed.entry(pool).or_default();
+        *sum = sum.plus(amount);
+    }
+
+    pub(super) fn release(&mut self, pool: PoolId, amount: Bytes) {
+        let sum = self.committed.entry(pool).or_default();
+        *sum = sum.minus(amount);
+    }
+
+    /// Volumes, volumes that are granted to a node, and snapshots.
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        (self.volumes.len(), self.granted, self.snapshots.len())
+    }
+}

@@ -1,0 +1,231 @@
+//! What the driver does with volumes and snapshots, never with what kind of pool, and without a word of gRPC. The
+//! calls here are the unlocked steps; `work` runs them with their locks, apart from the caller.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::{
+    bytes::Bytes,
+    error::{Error, ErrorKind, Result},
+    id::{NodeId, PoolId, PoolName, SnapshotId, VolumeId},
+    pool::{
+        Capacity, Pool,
+        record::{Snapshot, Volume},
+        set::Pools,
+    },
+};
+
+pub mod accountant;
+mod grants;
+pub mod health;
+mod index;
+pub mod locks;
+mod plan;
+pub mod snapshots;
+pub mod volumes;
+pub mod work;
+
+use index::Index;
+
+/// One page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// What is on it.
+    pub entries: Vec<Arc<T>>,
+    /// There is more behind it.
+    pub more: bool,
+}
+
+/// How the engine is to behave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The one node that reaches these pools.
+    pub node: NodeId,
+    /// Most volumes that it takes; 0 is without limit.
+    pub max_volumes: u32,
+}
+
+/// What the engine asks of the host that its pools are on: it grants, deletes and takes back on what the kernel
+/// says, not on what it remembers.
+#[async_trait]
+pub trait Uses: Send + Sync {
+    /// Takes a volume away from this host where nobody uses it; fine where it is not there.
+    ///
+    /// # Errors
+    /// `InUse` where it is published or open, naming where or by whom.
+    async fn release(&self, id: VolumeId) -> Result<()>;
+}
+
+/// The controller's side. Clones share it.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pools: Arc<Pools>,
+    uses: Arc<dyn Uses>,
+    settings: Settings,
+    index: Mutex<Index>,
+    /// Held while a pool is read into the index.
+    loading: tokio::sync::Mutex<()>,
+}
+
+/// Counts and sums of one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Volumes in open pools.
+    pub volumes: usize,
+    /// Those that are granted to a node.
+    pub granted: usize,
+    /// Snapshots in open pools.
+    pub snapshots: usize,
+}
+
+/// A configured pool at one moment.
+#[derive(Clone, Debug)]
+pub struct PoolState {
+    /// Its name.
+    pub name: PoolName,
+    /// Its capacity, and what of it is promised; `None` where it cannot be used.
+    pub room: Option<(Capacity, Bytes)>,
+}
+
+impl Engine {
+    /// An engine over these pools, none of which is read yet.
+    #[must_use]
+    pub fn new(pools: Arc<Pools>, uses: Arc<dyn Uses>, settings: Settings) -> Self {
+        let (index, loading) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { inner: Arc::new(Inner { pools, uses, settings, index, loading }) }
+    }
+
+    /// Opens every pool that can be opened, finishes or undoes what was begun in it, and reads its records.
+    ///
+    /// # Errors
+    /// `Busy` where another process serves one: two would destroy each other's work. Pools that cannot be opened
+    /// for other reasons come back with them; they are tried again when they are asked for.
+    pub async fn start(&self) -> Result<Vec<Error>> {
+        let mut closed = Vec::new();
+        for (name, pool) in self.inner.pools.all().await {
+            let ready = match pool {
+                Ok(pool) => self.ready(&pool).await.map_err(|error| error.within(format!("pool {name}"))),
+                Err(error) => Err(error),
+            };
+            match ready {
+                Err(error) if error.kind() == ErrorKind::Busy => return Err(error),
+                Err(error) => closed.push(error),
+                Ok(()) => {}
+            }
+        }
+        Ok(closed)
+    }
+
+    /// Counts of what is known.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let (volumes, granted, snapshots) = self.index().counts();
+        Counts { volumes, granted, snapshots }
+    }
+
+    /// Every configured pool and its room, `None` where it cannot be used.
+    pub async fn pool_states(&self) -> Vec<PoolState> {
+        let mut states = Vec::new();
+        for (name, pool) in self.inner.pools.all().await {
+            let room = match pool {
+                Ok(pool) => pool.capacity().await.ok().map(|room| (room, self.index().committed(pool.id()))),
+                Err(_closed) => None,
+            };
+            states.push(PoolState { name, room });
+        }
+        states
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.inner.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that a pool's records are in the index.
+    async fn ready(&self, pool: &Arc<dyn Pool>) -> Result<()> {
+        if self.index().knows(pool.id()) {
+            return Ok(());
+        }
+        let _loading = self.inner.loading.lock().await;
+        if self.index().knows(pool.id()) {
+            return Ok(());
+        }
+        for done in pool.recover().await? {
+            tracing::warn!(pool = %pool.id(), done, "finished or undone after an earlier process");
+        }
+        let listing = pool.list().await?;
+        for damaged in &listing.damaged {
+            tracing::error!(pool = %pool.id(), damaged, "a record cannot be read; its object is left alone");
+        }
+        self.index().load(pool.id(), listing);
+        Ok(())
+    }
+
+    async fn pool(&self, id: PoolId) -> Result<Arc<dyn Pool>> {
+        let pool = self.inner.pools.get(id).await?;
+        self.ready(&pool).await?;
+        Ok(pool)
+    }
+
+    /// Every pool, for answers that would be wrong with one missing.
+    async fn all_pools(&self) -> Result<Vec<Arc<dyn Pool>>> {
+        let mut all = Vec::new();
+        for (_, pool) in self.inner.pools.all().await {
+            let pool = pool.map_err(|error| error.as_kind(ErrorKind::Unavailable))?;
+            self.ready(&pool).await?;
+            all.push(pool);
+        }
+        Ok(all)
+    }
+
+    async fn volume(&self, id: VolumeId) -> Result<(Arc<dyn Pool>, Arc<Volume>)> {
+        let pool = self.pool(id.pool).await?;
+        let volume = self.index().volume(id);
+        let gone = || Error::new(ErrorKind::NotFound, format!("volume {id} does not exist"));
+        Ok((pool, volume.ok_or_else(gone)?))
+    }
+
+    async fn snapshot(&self, id: SnapshotId) -> Result<(Arc<dyn Pool>, Arc<Snapshot>)> {
+        let pool = self.pool(id.pool).await?;
+        let snapshot = self.index().snapshot(id);
+        let gone = || Error::new(ErrorKind::NotFound, format!("snapshot {id} does not exist"));
+        Ok((pool, snapshot.ok_or_else(gone)?))
+    }
+
+    /// Stores a changed record, then knows it.
+    async fn update(&self, pool: &Arc<dyn Pool>, volume: Volume) -> Result<()> {
+        pool.update_volume(&volume).await?;
+        self.index().put_volume(volume);
+        Ok(())
+    }
+}
+
+/// Space promised to what is being made; given back when it is made, and then counted, or has failed.
+struct Promise {
+    engine: Engine,
+    pool: PoolId,
+    amount: Bytes,
+}
+
+impl Engine {
+    /// Promises space in a pool, where it has any left.
+    async fn promise(&self, pool: &Arc<dyn Pool>, amount: Bytes) -> Result<Promise> {
+        let capacity = pool.capacity().await?;
+        let id = pool.id();
+        let mut index = self.index();
+        plan::admit(&capacity, index.committed(id), amount)?;
+        index.commit(id, amount);
+        drop(index);
+        Ok(Promise { engine: self.clone(), pool: id, amount })
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.engine.index().release(self.pool, self.amount);
+    }
+}

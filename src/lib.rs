@@ -1,0 +1,31 @@
+//! Lagan: a CSI driver for Linux block storage. The modules in reading order, lowest first; each may import those
+//! above it only as far as the table in ARCHITECTURE.md allows, which `tests/architecture.rs` holds it to.
+
+// Values: nothing of ours below them.
+pub mod bytes;
+pub mod capability;
+pub mod digest;
+pub mod error;
+pub mod filesystem;
+pub mod id;
+
+// The raw operating system.
+pub mod sys;
+
+// Where volumes are cut from.
+pub mod pool;
+
+// What is done with them, never with what.
+pub mod engine;
+pub mod node;
+
+// The edge: the wire protocol, generated, and what speaks it.
+pub mod csi;
+pub mod proto;
+
+// Assembly.
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod server;
+pub mod telemetry;

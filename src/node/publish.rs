@@ -1,0 +1,250 @@
+//! Publish and unpublish: a staged volume shown at the path of one workload.
+
+use super::{Found, Node, check_access, label, options};
+use crate::{
+    capability::{Access, AccessMode, Capability},
+    error::{Doing, Error, ErrorKind, Result},
+    filesystem::Filesystem,
+    id::VolumeId,
+    pool::{Attach, Attached},
+    sys::{
+        kernel::{Attributes, Mount, Seen},
+        target::Target,
+    },
+};
+
+/// Where and how a volume is to be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publish {
+    /// Where it is staged.
+    pub staging_path: String,
+    /// Where it is to be shown.
+    pub target_path: String,
+    /// As what.
+    pub capability: Capability,
+    /// Without writes.
+    pub read_only: bool,
+}
+
+impl Node {
+    /// Shows a staged volume at a path.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown volume; `Invalid` for a path or flag that is not allowed; `InUse` where it is not
+    /// staged, or where the access mode allows no further publish; `Mismatch` where it is published at the path in
+    /// another way.
+    pub async fn publish(&self, id: VolumeId, wanted: &Publish) -> Result<()> {
+        let staging = self.locate(&wanted.staging_path)?;
+        let target = self.locate(&wanted.target_path)?;
+        let found = self.find(id).await?;
+        let grant = self.grant(&found.volume)?;
+        let read_only = wanted.read_only || grant.read_only || wanted.capability.mode.read_only();
+        check_access(&found.volume, &wanted.capability)?;
+        self.check_other_publishes(&found, &target, wanted.capability.mode).await?;
+        match &wanted.capability.access {
+            Access::Block => self.publish_block(&found, &target, read_only).await,
+            Access::Mount { filesystem, flags } => {
+                let filesystem = self.filesystem_of(&found, *filesystem).await?;
+                self.publish_filesystem(&found, &staging, &target, filesystem, flags, read_only).await
+            }
+        }
+    }
+
+    /// A volume for a single writer is shown once. One for a single *node*'s writers may be shown many times.
+    async fn check_other_publishes(&self, found: &Found, target: &Target, mode: AccessMode) -> Result<()> {
+        if mode != AccessMode::SingleNodeSingleWriter {
+            return Ok(());
+        }
+        let mounts = self.mounts_of(found.numbers()).await?;
+        match mounts.iter().find(|mount| !mount.staging && mount.at != *target) {
+            None => Ok(()),
+            Some(other) => {
+                let what = format!(
+                    "volume {} is for a single writer and published at {}",
+                    found.volume.id, other.at
+                );
+                Err(Error::new(ErrorKind::InUse, what))
+            }
+        }
+    }
+
+    async fn publish_filesystem(
+        &self,
+        found: &Found,
+        staging: &Target,
+        target: &Target,
+        filesystem: Filesystem,
+        flags: &[String],
+        read_only: bool,
+    ) -> Result<()> {
+        let device = match self.look(staging).await? {
+            Seen::Mount(mount) if !mount.block && found.numbers().contains(&mount.device) => mount.device,
+            _ => return Err(not_staged(found, staging)),
+        };
+        let flags = options::parse(filesystem, flags)?;
+        let read_only = if read_only { Attributes::READ_ONLY } else { Attributes::NONE };
+        let attributes = self.base_attributes().and(flags.attributes).and(read_only);
+        match self.look(target).await? {
+            Seen::Mount(mount) if mount.device == device && !mount.block => {
+                // A filesystem that is staged read-only shows so at every publish.
+                let ignored = if attributes.contains(Attributes::READ_ONLY) {
+                    Attributes::NONE
+                } else {
+                    self.staged_read_only(staging).await?
+                };
+                return same(found, target, mount.attributes.without(ignored) == attributes);
+            }
+            Seen::Mount(mount) => return Err(occupied(found, target, mount)),
+            Seen::File => return Err(not_a(target, "directory")),
+            Seen::Missing | Seen::Directory => {}
+        }
+        let (staging, target) = (staging.clone(), target.clone());
+        self.ask(move |kernel| {
+            kernel.ensure_directory(&target).doing(|| format!("make the target directory {target}"))?;
+            kernel.bind(&staging, device, &target, attributes).doing(|| format!("publish at {target}"))
+        })
+        .await
+    }
+
+    async fn staged_read_only(&self, staging: &Target) -> Result<Attributes> {
+        Ok(match self.look(staging).await? {
+            Seen::Mount(mount) if mount.attributes.contains(Attributes::READ_ONLY) => Attributes::READ_ONLY,
+            _ => Attributes::NONE,
+        })
+    }
+
+    async fn publish_block(&self, found: &Found, target: &Target, read_only: bool) -> Result<()> {
+        let staged = found.writable().filter(|attached| attached.label == label::BLOCK);
+        if staged.is_none() {
+            let what = format!("volume {} is not staged as a raw device on this node", found.volume.id);
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        match self.look(target).await? {
+            Seen::Mount(mount) => {
+                let device = found.attached.iter().find(|attached| attached.device.number == mount.device);
+                let Some(device) = device.filter(|_| mount.block) else {
+                    return Err(occupied(found, target, mount));
+                };
+                return same(found, target, device.device.read_only == read_only);
+            }
+            Seen::Directory => return Err(not_a(target, "file")),
+            Seen::Missing | Seen::File => {}
+        }
+        let (device, held) = match staged.filter(|_| !read_only) {
+            Some(attached) => (attached.device.clone(), None),
+            None => {
+                let held = self.read_only_face(found).await?;
+                (held.0, held.1)
+            }
+        };
+        let target = target.clone();
+        self.ask(move |kernel| {
+            kernel.ensure_file(&target).doing(|| format!("make the target file {target}"))?;
+            let bound = kernel.bind_device(&device, &target).doing(|| format!("publish at {target}"));
+            drop(held);
+            bound
+        })
+        .await
+    }
+
+    /// A second device on the volume that refuses writes: a read-only bind of a device node would not.
+    async fn read_only_face(
+        &self,
+        found: &Found,
+    ) -> Result<(crate::sys::device::Device, Option<crate::pool::Held>)> {
+        let existing = found.attached.iter().find(|attached| attached.label == label::READ_ONLY);
+        if let Some(Attached { device, .. }) = existing.filter(|attached| attached.device.read_only) {
+            return Ok((device.clone(), None));
+        }
+        let how = Attach { read_only: true, transient: false, label: label::READ_ONLY.into() };
+        let held = found.pool.attach(found.volume.id, &how).await?;
+        Ok((held.attached.device.clone(), Some(held)))
+    }
+
+    /// Takes a publish away: the mount and the path that was made for it.
+    ///
+    /// # Errors
+    /// `InUse` where the mount is busy, or where data was written under the path while nothing was mounted: it is
+    /// never deleted.
+    pub async fn unpublish(&self, id: VolumeId, path: &str) -> Result<()> {
+        let pool = self.pools.get(id.pool).await?;
+        let attached = pool.attached(id).await?;
+        let target = self.locate(path)?;
+        let numbers = super::numbers(&attached);
+        let mut was_read_only = None;
+        for _layer in 0..16 {
+            let mount = match self.look(&target).await? {
+                Seen::Missing => break,
+                Seen::Directory | Seen::File => {
+                    self.remove(&target).await?;
+                    break;
+                }
+                Seen::Mount(mount) => mount,
+            };
+            if !numbers.contains(&mount.device) {
+                // Something else is mounted there: this volume is not published at the path, and that one is not ours
+                // to take away.
+                break;
+            }
+            let at = target.clone();
+            let unmounted =
+                self.ask(move |kernel| kernel.unmount(&at).doing(|| format!("unmount {at}"))).await;
+            if let Err(error) = unmounted {
+                let busy = error.kind() == ErrorKind::InUse;
+                return Err(if busy { self.in_use(id, vec![mount.device]).await } else { error });
+            }
+            was_read_only = attached.iter().find(|attached| {
+                attached.device.number == mount.device && attached.label == label::READ_ONLY
+            });
+        }
+        // The read-only face goes with its last publish; the device itself belongs to the stage.
+        if let Some(face) = was_read_only.or_else(|| leftover_face(&attached))
+            && self.mounts_of(vec![face.device.number]).await?.is_empty()
+        {
+            self.detach(&pool, id, Some(face.device.number)).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, target: &Target) -> Result<()> {
+        let target = target.clone();
+        self.ask(move |kernel| {
+            kernel.remove(&target).map_err(|error| {
+                let holds_data = error.kind() == std::io::ErrorKind::DirectoryNotEmpty;
+                let failed = Error::io(format!("remove {target}"), error);
+                if holds_data { failed.as_kind(ErrorKind::InUse) } else { failed }
+            })
+        })
+        .await
+    }
+}
+
+/// A read-only face that an interrupted call has left.
+fn leftover_face(attached: &[Attached]) -> Option<&Attached> {
+    attached.iter().find(|attached| attached.label == label::READ_ONLY)
+}
+
+/// The answer for a path at which the volume is published already.
+fn same(found: &Found, target: &Target, same: bool) -> Result<()> {
+    if same {
+        return Ok(());
+    }
+    let what = format!("volume {} is published at {target} with other flags or rights", found.volume.id);
+    Err(Error::new(ErrorKind::Mismatch, what))
+}
+
+fn occupied(found: &Found, target: &Target, mount: Mount) -> Error {
+    let what = format!(
+        "{target}, where volume {} is to be published, has device {} mounted",
+        found.volume.id, mount.device
+    );
+    Error::new(ErrorKind::Mismatch, what)
+}
+
+fn not_staged(found: &Found, staging: &Target) -> Error {
+    Error::new(ErrorKind::InUse, format!("volume {} is not staged at {staging}", found.volume.id))
+}
+
+fn not_a(target: &Target, what: &str) -> Error {
+    Error::new(ErrorKind::Mismatch, format!("{target} exists and is no {what}"))
+}

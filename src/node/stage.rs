@@ -1,0 +1,275 @@
+//! Stage and unstage: a volume's device and, for a filesystem, its one mount on this node.
+
+use super::{Found, Node, check_access, label, options, options::MountOptions};
+use crate::{
+    capability::{Access, Capability},
+    error::{Doing, Error, ErrorKind, Result, kind_of},
+    filesystem::Filesystem,
+    id::VolumeId,
+    pool::{Attach, Attached, Held},
+    sys::{
+        device::{Device, DeviceNumber},
+        kernel::{Attributes, FilesystemMount, Kernel, Mount, MountError, STAGING, Seen},
+        target::Target,
+    },
+};
+
+impl Node {
+    /// Makes the volume's device, and mounts its filesystem at `path`.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown volume; `Invalid` for a path or flag that is not allowed; `InUse` where it is not
+    /// published to this node, or staged in another way; `Mismatch` where it is staged in another way at `path`.
+    pub async fn stage(&self, id: VolumeId, path: &str, capability: &Capability) -> Result<()> {
+        let at = self.locate(path)?;
+        let found = self.find(id).await?;
+        let read_only = self.grant(&found.volume)?.read_only || capability.mode.read_only();
+        check_access(&found.volume, capability)?;
+        match &capability.access {
+            Access::Block => self.stage_block(&found, &at).await,
+            Access::Mount { filesystem, flags } => {
+                self.stage_filesystem(found, &at, *filesystem, flags, read_only).await
+            }
+        }
+    }
+
+    async fn stage_block(&self, found: &Found, at: &Target) -> Result<()> {
+        if let Seen::Mount(mount) = self.look(at).await? {
+            return Err(occupied(found, at, mount));
+        }
+        match found.writable() {
+            Some(attached) if attached.label == label::BLOCK => Ok(()),
+            Some(_) => Err(staged_otherwise(found)),
+            None => {
+                let how = Attach { read_only: false, transient: false, label: label::BLOCK.into() };
+                found.pool.attach(found.volume.id, &how).await.map(drop)
+            }
+        }
+    }
+
+    async fn stage_filesystem(
+        &self,
+        found: Found,
+        at: &Target,
+        wanted: Option<Filesystem>,
+        flags: &[String],
+        read_only: bool,
+    ) -> Result<()> {
+        let filesystem = self.filesystem_of(&found, wanted).await?;
+        let mut options = options::parse(filesystem, flags)?;
+        // A copy whose identity could not be renewed has that of its source, which may be mounted beside it.
+        if filesystem == Filesystem::Xfs && !options.options.iter().any(|(key, _)| key == "nouuid") {
+            options.options.push(("nouuid".into(), None));
+        }
+        let read_only = read_only || options.read_only;
+        let wanted_label = format!("{}{}", label::FILESYSTEM, options.fingerprint(read_only));
+        if let Seen::Mount(mount) = self.look(at).await? {
+            return self.check_staged(&found, at, mount, &wanted_label, &options);
+        }
+        let damaged =
+            filesystem == Filesystem::Ext4 && found.attached.is_empty() && self.has_errors(&found).await?;
+        let (attached, held) = self.attach_for_mount(&found, &wanted_label).await?;
+        let mount = FilesystemMount {
+            filesystem,
+            read_only,
+            attributes: self.base_attributes().and(options.attributes).and(STAGING),
+            options: options.options,
+        };
+        let (at, device) = (at.clone(), attached.device);
+        self.ask(move |kernel| {
+            if damaged {
+                kernel.repair_ext4(&device)?;
+            }
+            mount_staged(kernel, &device, &mount, &at, held)
+        })
+        .await
+    }
+
+    /// The answer for a path at which something is mounted already.
+    fn check_staged(
+        &self,
+        found: &Found,
+        at: &Target,
+        mount: Mount,
+        wanted_label: &str,
+        options: &MountOptions,
+    ) -> Result<()> {
+        let Some(attached) = found.attached.iter().find(|attached| attached.device.number == mount.device)
+        else {
+            return Err(occupied(found, at, mount));
+        };
+        let wanted = self.base_attributes().and(options.attributes).and(STAGING);
+        let same_attributes =
+            mount.attributes.without(Attributes::READ_ONLY) == wanted.without(Attributes::READ_ONLY);
+        if attached.label == wanted_label && same_attributes && !mount.block {
+            return Ok(());
+        }
+        let what =
+            format!("volume {} is staged at {at} with another capability or other flags", found.volume.id);
+        Err(Error::new(ErrorKind::Mismatch, what))
+    }
+
+    /// The device for a filesystem: the one there is, if it was attached for the same way of mounting, or a new one,
+    /// which the kernel takes away by itself if we die before a mount holds it.
+    async fn attach_for_mount(&self, found: &Found, wanted_label: &str) -> Result<(Attached, Option<Held>)> {
+        match found.attached.first() {
+            Some(attached) if attached.label == wanted_label => Ok((attached.clone(), None)),
+            Some(_) => Err(staged_otherwise(found)),
+            None => {
+                let how = Attach { read_only: false, transient: true, label: wanted_label.to_owned() };
+                let held = found.pool.attach(found.volume.id, &how).await?;
+                Ok((held.attached.clone(), Some(held)))
+            }
+        }
+    }
+
+    /// Takes the stage at `path` away: the mount, and with the last one the device.
+    ///
+    /// # Errors
+    /// `InUse` while the volume is published or open on this node: nothing was changed then, or only the mount is
+    /// gone and the same call goes on from there.
+    pub async fn unstage(&self, id: VolumeId, path: &str) -> Result<()> {
+        let pool = self.pools.get(id.pool).await?;
+        let attached = pool.attached(id).await?;
+        if attached.is_empty() {
+            return Ok(());
+        }
+        let at = self.locate(path)?;
+        let numbers = super::numbers(&attached);
+        let mounts = self.mounts_of(numbers.clone()).await?;
+        if let Some(published) = mounts.iter().find(|mount| !mount.staging) {
+            let what = format!("volume {id} is still published at {}", published.at);
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        self.unmount_staged(id, &at, &numbers).await?;
+        // Staged at a second path as well (Nomad does it): the device stays for that one.
+        if self.mounts_of(numbers).await?.is_empty() { self.detach(&pool, id, None).await } else { Ok(()) }
+    }
+
+    async fn unmount_staged(&self, id: VolumeId, at: &Target, numbers: &[DeviceNumber]) -> Result<()> {
+        // Mounts may lie upon one another at one path; more than a few are somebody's mistake.
+        for _layer in 0..16 {
+            match self.look(at).await? {
+                Seen::Mount(mount) if numbers.contains(&mount.device) => {
+                    let at = at.clone();
+                    let unmount =
+                        move |kernel: &dyn Kernel| kernel.unmount(&at).doing(|| format!("unmount {at}"));
+                    if let Err(error) = self.ask(unmount).await {
+                        let busy = error.kind() == ErrorKind::InUse;
+                        return Err(if busy { self.in_use(id, numbers.to_vec()).await } else { error });
+                    }
+                }
+                Seen::Missing | Seen::Directory | Seen::File | Seen::Mount(_) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away every stage of a volume that nobody uses, for orchestrators that never unstage; fine where there
+    /// is none.
+    ///
+    /// # Errors
+    /// `InUse` where the volume is published or open on this node, naming where or by whom.
+    pub async fn release(&self, id: VolumeId) -> Result<()> {
+        let pool = self.pools.get(id.pool).await?;
+        let attached = pool.attached(id).await?;
+        if attached.is_empty() {
+            return Ok(());
+        }
+        let numbers = super::numbers(&attached);
+        for mount in self.mounts_of(numbers.clone()).await? {
+            if !mount.staging {
+                let what = format!("volume {id} is published at {}", mount.at);
+                return Err(Error::new(ErrorKind::InUse, what));
+            }
+            self.unmount_staged(id, &mount.at, &numbers).await?;
+        }
+        self.detach(&pool, id, None).await
+    }
+
+    /// The devices of a volume are as long as the volume is now, and its filesystem fills its device.
+    ///
+    /// # Errors
+    /// `NotFound` where the volume is unknown or not at `path`; `InUse` where the kernel does not let this process grow
+    /// the filesystem while it is mounted.
+    pub async fn expand(&self, id: VolumeId, path: &str) -> Result<crate::bytes::Bytes> {
+        let not_here = || {
+            Error::new(ErrorKind::NotFound, format!("volume {id} is neither staged nor published at {path}"))
+        };
+        let found = self.find(id).await?;
+        let at = self.kernel.locate(path).map_err(|bad| not_here().because(bad))?;
+        let mount = match self.look(&at).await? {
+            Seen::Mount(mount) if found.numbers().contains(&mount.device) => Some(mount),
+            // A raw volume is staged without a mount.
+            Seen::Directory if found.writable().is_some_and(|attached| attached.label == label::BLOCK) => {
+                None
+            }
+            _ => return Err(not_here()),
+        };
+        found.pool.refresh(id).await?;
+        let Some(mount) = mount.filter(|mount| !mount.block) else { return Ok(found.volume.size) };
+        let attached = found.pool.attached(id).await?;
+        let device = attached.into_iter().find(|attached| attached.device.number == mount.device);
+        let device = device.ok_or_else(not_here)?.device;
+        let filesystem = self.filesystem_of(&found, None).await?;
+        self.ask(move |kernel| grow(kernel, filesystem, &device, &at)).await?;
+        Ok(found.volume.size)
+    }
+}
+
+/// Mounts the filesystem and makes it fill its device. `held` keeps the device until the mount does.
+fn mount_staged(
+    kernel: &dyn Kernel,
+    device: &Device,
+    mount: &FilesystemMount,
+    at: &Target,
+    held: Option<Held>,
+) -> Result<()> {
+    kernel.ensure_directory(at).doing(|| format!("make the staging directory {at}"))?;
+    kernel.mount(device, mount, at).map_err(|error| mount_failed(error, at))?;
+    drop(held);
+    if mount.read_only {
+        return Ok(());
+    }
+    // A clone or restore may be larger than its source. A first try may have mounted it and failed here: the next
+    // one finds it mounted, so the mount is taken back.
+    grow(kernel, mount.filesystem, device, at).inspect_err(|_| {
+        if let Err(error) = kernel.unmount(at) {
+            tracing::warn!(%error, "mount not taken back after its filesystem could not be grown");
+        }
+    })
+}
+
+fn grow(kernel: &dyn Kernel, filesystem: Filesystem, device: &Device, at: &Target) -> Result<()> {
+    kernel.grow(filesystem, device, at).map(drop).map_err(|error| {
+        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let failed = Error::io(format!("grow the {filesystem} mounted at {at}"), error);
+        if denied { failed.as_kind(ErrorKind::InUse) } else { failed }
+    })
+}
+
+/// What a failed mount means to the caller: a flag that this kernel does not take is the request's fault.
+fn mount_failed(error: MountError, at: &Target) -> Error {
+    let kind = if error.step.starts_with("set mount option") {
+        ErrorKind::Invalid
+    } else if error.error.kind() == std::io::ErrorKind::NotFound {
+        ErrorKind::Unavailable
+    } else {
+        kind_of(&error.error)
+    };
+    Error::new(kind, format!("stage at {at}")).because(error)
+}
+
+fn occupied(found: &Found, at: &Target, mount: Mount) -> Error {
+    let what = format!(
+        "{at}, where volume {} is to be staged, has device {} mounted",
+        found.volume.id, mount.device
+    );
+    Error::new(ErrorKind::InUse, what)
+}
+
+fn staged_otherwise(found: &Found) -> Error {
+    let what =
+        format!("volume {} is in use on this node in another way or with other mount flags", found.volume.id);
+    Error::new(ErrorKind::InUse, what)
+}

@@ -1,0 +1,266 @@
+//! What goes into a new file: blocks shared with another file, or copied from it, and the identity of its own that a
+//! copied filesystem needs.
+
+use std::{
+    fs::File,
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{Inner, attach, pause};
+use crate::{
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
+    filesystem::Filesystem,
+    id::VolumeId,
+    pool::{
+        Progress,
+        record::{Content, Source, Volume},
+    },
+    sys::{
+        file::{self, Access, no_writers},
+        kernel::{Attributes, FilesystemMount},
+        loopdev::{self, Binding},
+        mount,
+        superblock::{self, Identity},
+    },
+};
+
+/// How much is copied to learn how fast this pool copies.
+const SAMPLE: Bytes = Bytes::mib(16);
+/// Label of the device through which a copied filesystem replays its journal.
+const REPLAY: &str = "lagan:replay";
+
+/// Bytes a second that copies inside the pool have reached; zero until one was made.
+#[derive(Debug, Default)]
+pub(super) struct CopyRate(AtomicU64);
+
+impl CopyRate {
+    fn learn(&self, copied: Bytes, took: Duration) {
+        let nanos = took.as_nanos().max(1);
+        let rate = u128::from(copied.get()) * 1_000_000_000 / nanos;
+        self.0.store(u64::try_from(rate).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn time_for(&self, amount: Bytes) -> Option<Duration> {
+        let rate = self.0.load(Ordering::Relaxed);
+        let millis = u128::from(amount.get()) * 1000 / u128::from(rate.max(1));
+        (rate > 0).then(|| Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)))
+    }
+}
+
+impl Inner {
+    /// Fills `file` with what `volume` is to begin with.
+    pub(super) fn fill(&self, file: &File, volume: &Volume, progress: &Progress) -> Result<()> {
+        match (volume.source, volume.content) {
+            (None, Content::Raw) => extend(file, volume.size),
+            (None, Content::Filesystem(filesystem)) => {
+                self.fill_with_filesystem(file, filesystem, volume.size)
+            }
+            (Some(source), content) => {
+                match source {
+                    Source::Snapshot(id) => {
+                        let snapshot = self.store.open_file(&self.store.snapshots, id.uuid, Access::Read)?;
+                        self.copy_quiet(&snapshot, file, progress)?;
+                    }
+                    Source::Volume(id) => self.copy_volume(id, content, file, progress)?,
+                }
+                extend(file, volume.size)?;
+                match content {
+                    Content::Raw => Ok(()),
+                    Content::Filesystem(filesystem) => Self::renew(file, filesystem, volume.size),
+                }
+            }
+        }
+    }
+
+    /// Copies a volume as it is now. Shared blocks are cut at one instant, whoever writes meanwhile; a copy block
+    /// by block needs the volume to stand still.
+    pub(super) fn copy_volume(
+        &self,
+        id: VolumeId,
+        content: Content,
+        to: &File,
+        progress: &Progress,
+    ) -> Result<()> {
+        let from = self.store.open_file(&self.store.volumes, id.uuid, Access::Read)?;
+        if let Some(_quiet) = no_writers(&from).doing(|| format!("ask whether {id} is in use"))? {
+            return self.copy_quiet(&from, to, progress);
+        }
+        let devices: Vec<_> =
+            attach::attached(&self.store, id)?.into_iter().map(|attached| attached.device.number).collect();
+        if self.reflink {
+            pause::settle(id, &devices)?;
+            return share(&from, to);
+        }
+        let limit = self.settings.freeze_limit;
+        if content == Content::Raw {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!(
+                    "raw volume {id} is in use, and this pool's filesystem cannot share blocks: unpublish and \
+                     unstage it first, or use a pool on xfs or btrfs (lagan pool init --image makes one anywhere)"
+                ),
+            ));
+        }
+        self.expect_to_fit(id, &from, limit)?;
+        let Some(minder) = &self.minder else {
+            let what = format!("{id} is in use, and no minder runs that could end a freeze");
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        };
+        let deadline = limit.mul_f32(0.9);
+        pause::frozen(&self.store, minder, id, &devices, limit, || {
+            self.copy_within(&from, to, progress, Some(deadline))
+        })
+    }
+
+    /// Copies a file that nobody writes to.
+    fn copy_quiet(&self, from: &File, to: &File, progress: &Progress) -> Result<()> {
+        if self.reflink { share(from, to) } else { self.copy_within(from, to, progress, None) }
+    }
+
+    fn copy_within(
+        &self,
+        from: &File,
+        to: &File,
+        progress: &Progress,
+        limit: Option<Duration>,
+    ) -> Result<()> {
+        let expected = file::stat(from).doing(|| "look at the source")?.allocated;
+        progress.expect(expected);
+        let begun = Instant::now();
+        let mut copied = Bytes::ZERO;
+        let result = file::copy_data(from, to, &mut |step| {
+            copied = copied.plus(step);
+            progress.advance(step);
+            match limit {
+                Some(limit) if begun.elapsed() > limit => Err(io::ErrorKind::TimedOut.into()),
+                _ => Ok(()),
+            }
+        });
+        if copied >= SAMPLE {
+            self.copy_rate.learn(copied, begun.elapsed());
+        }
+        result.map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => Error::new(
+                ErrorKind::InUse,
+                format!(
+                    "the copy of {expected} did not fit into the freeze limit: unstage the volume, raise \
+                         freeze_limit, or use a pool on xfs or btrfs"
+                ),
+            ),
+            _ => Error::io("copy the source", error),
+        })
+    }
+
+    /// Refuses a freeze that would be too long, before anybody has to wait for it.
+    fn expect_to_fit(&self, id: VolumeId, from: &File, limit: Duration) -> Result<()> {
+        let amount = file::stat(from).doing(|| format!("look at {id}"))?.allocated;
+        if amount < SAMPLE {
+            return Ok(());
+        }
+        if self.copy_rate.time_for(amount).is_none() {
+            self.sample(from)?;
+        }
+        match self.copy_rate.time_for(amount) {
+            Some(time) if time > limit => Err(Error::new(
+                ErrorKind::InUse,
+                format!(
+                    "{id} is in use: copying its {amount} would take about {}, and a freeze may last {}. Unstage \
+                     the volume, raise freeze_limit, or use a pool on xfs or btrfs, which needs no copy",
+                    humantime::format_duration(time),
+                    humantime::format_duration(limit)
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies a part of the source, for the time it takes.
+    fn sample(&self, from: &File) -> Result<()> {
+        let scratch = self.store.volumes.create_unnamed().doing(|| "sample the copying speed")?;
+        let begun = Instant::now();
+        let mut copied = Bytes::ZERO;
+        let result = file::copy_data(from, &scratch, &mut |step| {
+            copied = copied.plus(step);
+            if copied < SAMPLE { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+        });
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                Err(Error::io("sample the copying speed", error))
+            }
+            _ => {
+                self.copy_rate.learn(copied, begun.elapsed());
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives a copied filesystem an identity of its own, so that source and copies can be mounted side by side. One
+    /// with a journal to replay is mounted once, unseen: replay would bring the old identity back.
+    ///
+    /// What cannot be renewed is left as it is: the copy still is what was asked for, and staging will say what is
+    /// wrong with it.
+    fn renew(file: &File, filesystem: Filesystem, size: Bytes) -> Result<()> {
+        let what = || format!("give the copied {filesystem} an identity of its own");
+        let identity = Identity { uuid: uuid::Uuid::new_v4(), hash_seed: None };
+        let mut renewed = superblock::renew(file, size, &identity);
+        if renewed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
+            match replay(file, filesystem) {
+                Ok(()) => renewed = superblock::renew(file, size, &identity),
+                Err(error) => tracing::warn!(%error, "journal of the copy not replayed"),
+            }
+        }
+        match renewed.map_err(|error| (error.kind(), error)) {
+            Ok(()) => Ok(()),
+            Err((
+                io::ErrorKind::ResourceBusy | io::ErrorKind::Unsupported | io::ErrorKind::InvalidData,
+                error,
+            )) => {
+                tracing::warn!(%error, %filesystem, "the copy keeps the identity of its source");
+                Ok(())
+            }
+            Err((_, error)) => Err(Error::io(what(), error)),
+        }
+    }
+}
+
+/// Makes `to` share the blocks of `from`.
+fn share(from: &File, to: &File) -> Result<()> {
+    file::reflink(from, to).doing(|| "share the blocks of the source")
+}
+
+/// Makes a file as long as its volume.
+fn extend(file: &File, size: Bytes) -> Result<()> {
+    rustix::fs::ftruncate(file, size.get()).doing(|| "set the length of the file")
+}
+
+/// Mounts the filesystem in a file where nobody sees it, which replays its journal, and lets go of it.
+fn replay(file: &File, filesystem: Filesystem) -> Result<()> {
+    let what = || format!("replay the journal of the copied {filesystem}");
+    let binding = Binding { read_only: false, autoclear: true, label: REPLAY };
+    let backing = file::stat(file).doing(what)?.inode;
+    let device = loopdev::bind(file, &binding).doing(what)?;
+    let wanted = FilesystemMount {
+        filesystem,
+        read_only: false,
+        // Its source may be mounted, and has the same uuid.
+        options: if filesystem == Filesystem::Xfs { vec![("nouuid".into(), None)] } else { Vec::new() },
+        attributes: Attributes::NOSUID
+            .and(Attributes::NODEV)
+            .and(Attributes::NOEXEC)
+            .and(Attributes::NOSYMFOLLOW),
+    };
+    let described = device.device().doing(what)?;
+    let mounted = mount::mount_detached(&described, &wanted)
+        .map_err(|error| Error::new(ErrorKind::Broken, what()).because(error))?;
+    drop(mounted);
+    // The kernel lets go of the filesystem in its own time: the file is settled when its device is free.
+    match device.release(backing).doing(what)? {
+        loopdev::Release::Done => Ok(()),
+        loopdev::Release::StillUsed => {
+            Err(Error::new(ErrorKind::Unsettled, format!("{}: its device is not released", what())))
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! The file pool: a volume is a sparse file on a loop device. A snapshot shares its blocks on xfs and btrfs, and is a
+//! sparse copy elsewhere. This file says what the pool promises; the others how: `marker` its identity and locks,
+//! `store` files and records, `content` what a new file holds, `templates` new filesystems, `pause` sources in use,
+//! `attach` devices, `image` a pool in one file.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{
+    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Trouble,
+    record::{Snapshot, Volume},
+};
+use crate::{
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
+    filesystem::{BLOCK, Filesystem},
+    id::{PoolId, SnapshotId, VolumeId},
+    sys::{
+        blocking::blocking,
+        cmd::Commands,
+        device::DeviceNumber,
+        file::{self, Access, ByteLock, Directory, sole_use},
+        minder::Minder,
+        superblock::{self, Contents},
+    },
+};
+
+mod attach;
+mod content;
+mod image;
+mod marker;
+mod pause;
+mod store;
+mod templates;
+
+use content::CopyRate;
+use image::Mounting;
+use marker::Marker;
+use store::{Store, file_name};
+use templates::Templates;
+
+/// For how long the count of foreign space is believed.
+const FOREIGN_BELIEVED: Duration = Duration::from_secs(60);
+/// Longest file of ext4 with 4096-byte blocks (16 TiB less one block); xfs and btrfs hold 8 EiB.
+const EXT4_LONGEST: Bytes = Bytes::new((1 << 44) - 4096);
+
+/// How a file pool is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Directory of the pool.
+    pub path: PathBuf,
+    /// The machine that we are.
+    pub machine: String,
+    /// Per cent of the space that new volumes and snapshots must leave free.
+    pub reserve_percent: u32,
+    /// Per cent of the space that may be promised to volumes.
+    pub overcommit_percent: u32,
+    /// How long a filesystem in use may be frozen for a copy.
+    pub freeze_limit: Duration,
+    /// Most filesystem templates kept.
+    pub templates: usize,
+}
+
+/// A pool of sparse files. Clones share it.
+#[derive(Clone, Debug)]
+pub struct FilePool {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    settings: Settings,
+    filesystem: Filesystem,
+    reflink: bool,
+    commands: Arc<Commands>,
+    minder: Option<Arc<Minder>>,
+    templates: Templates,
+    copy_rate: CopyRate,
+    foreign: Mutex<Option<(Instant, Bytes)>>,
+    _locks: Vec<ByteLock>,
+}
+
+/// Makes a new pool in `settings.path`: an empty directory, or one that is not there yet. With `image` the pool is an
+/// XFS in one preallocated file of that length.
+///
+/// # Errors
+/// `Mismatch` where there is a pool already; `InUse` where the directory holds something else; `Invalid` where its
+/// filesystem does not do.
+pub fn init(path: &Path, machine: &str, image: Option<Bytes>, commands: &Commands) -> Result<PoolId> {
+    let what = || format!("make a pool in {}", path.display());
+    std::fs::create_dir_all(path).doing(what)?;
+    let outer = Directory::open(path).doing(what)?;
+    let strangers: Vec<_> =
+        outer.names().doing(what)?.into_iter().filter(|name| name != "lost+found").collect();
+    if strangers.iter().any(|name| name == marker::MARKER || name == image::IMAGE) {
+        return Err(Error::new(ErrorKind::Mismatch, format!("{}: there is one already", what())));
+    }
+    if let Some(stranger) = strangers.first() {
+        let what = format!("{}: it is not empty (it holds {stranger})", what());
+        return Err(Error::new(ErrorKind::InUse, what));
+    }
+    if let Some(size) = image {
+        image::make(&outer, size, commands)?;
+    }
+    let root = image::resolve(outer, Mounting::AsNeeded)?;
+    let filesystem = check_filesystem(&root)?;
+    if filesystem == Filesystem::Btrfs {
+        // Overwritten in place, a volume on btrfs is three to five times faster, and stays so after a snapshot;
+        // files made in the directories inherit it.
+        root.disable_copy_on_write().doing(what)?;
+    }
+    let marker = Marker::new(machine);
+    Store::open(root.try_clone().doing(what)?, marker.id, true)?;
+    marker.write(&root)?;
+    Ok(marker.id)
+}
+
+/// Makes this machine the one that serves the pool. No process may be serving it.
+///
+/// # Errors
+/// `Busy` where it is served; `Unavailable` where there is no pool.
+pub fn adopt(path: &Path, machine: &str) -> Result<PoolId> {
+    let root = open_root(path, Mounting::AsNeeded)?;
+    let marker = read_marker(&root)?;
+    let _locks = marker::lock(&root, Role::Both)?;
+    let marker = marker.adopted_by(machine);
+    marker.write(&root)?;
+    Ok(marker.id)
+}
+
+/// Lets go of a pool that nobody serves: unmounts its image, if it is one.
+///
+/// # Errors
+/// `InUse` while volumes of it are attached.
+pub fn close(path: &Path) -> Result<()> {
+    image::unmount(&Directory::open(path).doing(|| format!("open pool {}", path.display()))?)
+}
+
+/// Removes an empty pool that nobody serves. Nothing is removed recursively: what a pool does not know keeps it.
+///
+/// # Errors
+/// `InUse` where it holds a volume, a snapshot or something of somebody else; `Busy` where it is served.
+pub fn delete(path: &Path) -> Result<()> {
+    let what = || format!("delete pool {}", path.display());
+    let root = open_root(path, Mounting::AsNeeded)?;
+    let marker = read_marker(&root)?;
+    let locks = marker::lock(&root, Role::Both)?;
+    let store = Store::open(root.try_clone().doing(what)?, marker.id, true)?;
+    let listing = store.list()?;
+    let kept =
+        listing.volumes.len() + listing.snapshots.len() + listing.damaged.len() + listing.strangers.len();
+    if kept > 0 {
+        return Err(Error::new(ErrorKind::InUse, format!("{}: it holds {kept} objects", what())));
+    }
+    templates::remove_all(&root).doing(what)?;
+    for name in ["volumes", "snapshots", "pauses"] {
+        root.remove_directory(name).doing(what)?;
+    }
+    root.remove_file(marker::MARKER).doing(what)?;
+    drop((locks, store, root));
+    image::remove(&Directory::open(path).doing(what)?)
+}
+
+/// The identity of the pool at `path`, and the machine that it belongs to; nothing is changed or mounted.
+///
+/// # Errors
+/// `Unavailable` where there is none.
+pub fn identify(path: &Path) -> Result<(PoolId, String)> {
+    let root = open_root(path, Mounting::Never)?;
+    let marker = read_marker(&root)?;
+    Ok((marker.id, marker.machine))
+}
+
+fn open_root(path: &Path, mounting: Mounting) -> Result<Directory> {
+    let gone =
+        |error| Error::io(format!("open pool {}", path.display()), error).as_kind(ErrorKind::Unavailable);
+    image::resolve(Directory::open(path).map_err(gone)?, mounting)
+}
+
+fn read_marker(root: &Directory) -> Result<Marker> {
+    Marker::read(root)?.ok_or_else(|| {
+        let what = format!(
+            "{} is no pool: its disk is not mounted, or `lagan pool init` was never run on it",
+            root.path().display()
+        );
+        Error::new(ErrorKind::Unavailable, what)
+    })
+}
+
+/// The pool must lie where records fit beside files and where loop devices can do direct I/O.
+fn check_filesystem(root: &Directory) -> Result<Filesystem> {
+    let what = || format!("look at the filesystem of {}", root.path().display());
+    let Some(filesystem) = root.filesystem().doing(what)? else {
+        let what = format!("{} lies on a filesystem that is not ext4, xfs or btrfs", root.path().display());
+        return Err(Error::new(ErrorKind::Invalid, what));
+    };
+    let block = root.block_size().doing(what)?;
+    if block < BLOCK {
+        let what = format!(
+            "{} lies on {filesystem} with blocks of {block}: records and volumes need {BLOCK}",
+            root.path().display()
+        );
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    Ok(filesystem)
+}
+
+impl FilePool {
+    /// Opens a pool in a role. `expected` is the pool that was here last time: another one in its place is refused.
+    ///
+    /// # Errors
+    /// `Unavailable` where the pool is missing, foreign, another machine's or read-only; `Busy` where another
+    /// process serves it in this role.
+    pub fn open(
+        settings: Settings,
+        role: Role,
+        expected: Option<PoolId>,
+        commands: Arc<Commands>,
+        minder: Option<Arc<Minder>>,
+    ) -> Result<Self> {
+        let mounting = if role == Role::Observer { Mounting::Never } else { Mounting::AsNeeded };
+        let root = open_root(&settings.path, mounting)?;
+        let marker = read_marker(&root)?;
+        let path = settings.path.display();
+        let refuse =
+            |reason: String| Err(Error::new(ErrorKind::Unavailable, format!("pool {path}: {reason}")));
+        if let Some(expected) = expected.filter(|expected| *expected != marker.id) {
+            return refuse(format!("pool {} is here, where pool {expected} was", marker.id));
+        }
+        if marker.machine != settings.machine {
+            return refuse(format!(
+                "it belongs to machine {}: if that one no longer serves it, run `lagan pool adopt`",
+                marker.machine
+            ));
+        }
+        let filesystem = check_filesystem(&root).map_err(|error| error.as_kind(ErrorKind::Unavailable))?;
+        let locks = marker::lock(&root, role)?;
+        let store = Store::open(root, marker.id, role.changes())?;
+        store.check_writable()?;
+        let reflink = role.changes() && store.can_reflink()?;
+        let templates = Templates::new(settings.templates);
+        let inner = Inner {
+            store,
+            settings,
+            filesystem,
+            reflink,
+            commands,
+            minder,
+            templates,
+            copy_rate: CopyRate::default(),
+            foreign: Mutex::new(None),
+            _locks: locks,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether snapshots and clones share blocks here, so that they cost the same whatever their size.
+    #[must_use]
+    pub fn reflinks(&self) -> bool {
+        self.inner.reflink
+    }
+
+    /// Flushes to disk so far: what a change costs.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.inner.store.flushes()
+    }
+
+    /// Runs a blocking step on a thread for such steps.
+    async fn run<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || step(&inner)).await
+    }
+}
+
+impl Inner {
+    fn create_volume(&self, volume: &Volume, progress: &Progress) -> Result<()> {
+        self.store.check_writable()?;
+        let file = self.store.volumes.create_unnamed().doing(|| format!("create {}", volume.id))?;
+        self.fill(&file, volume, progress)?;
+        self.store.publish(&self.store.volumes, volume.id.uuid, &file, volume)
+    }
+
+    fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        self.store.check_writable()?;
+        let file = match self.store.open_file(&self.store.volumes, id.uuid, Access::Write) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        // A reader that looks for a moment, such as a listing of the other process, is not a user.
+        for pause in [0, 10, 40] {
+            std::thread::sleep(Duration::from_millis(pause));
+            if let Some(_sole) = sole_use(&file).doing(|| format!("ask whether {id} is in use"))? {
+                return self.store.remove(&self.store.volumes, id.uuid);
+            }
+        }
+        Err(Error::new(ErrorKind::InUse, format!("volume {id} is open on this host")))
+    }
+
+    fn update_volume(&self, volume: &Volume) -> Result<()> {
+        self.store.check_writable()?;
+        let file = self.store.open_file(&self.store.volumes, volume.id.uuid, Access::Read)?;
+        self.store.rewrite(&file, volume)
+    }
+
+    fn grow_volume(&self, volume: &Volume) -> Result<()> {
+        self.store.check_writable()?;
+        let what = || format!("grow {}", volume.id);
+        let file = self.store.open_file(&self.store.volumes, volume.id.uuid, Access::Write)?;
+        if file::stat(&file).doing(what)?.length < volume.size {
+            rustix::fs::ftruncate(&file, volume.size.get()).doing(what)?;
+        }
+        self.store.rewrite(&file, volume)?;
+        attach::refresh(&self.store, volume.id)
+    }
+
+    fn create_snapshot(&self, snapshot: &Snapshot, progress: &Progress) -> Result<Snapshot> {
+        self.store.check_writable()?;
+        let what = || format!("cut {}", snapshot.id);
+        let file = self.store.snapshots.create_unnamed().doing(what)?;
+        self.copy_volume(snapshot.volume, snapshot.content, &file, progress)?;
+        let cut = file::stat(&file).doing(what)?;
+        let snapshot = Snapshot { size: cut.length, used: cut.allocated, ..snapshot.clone() };
+        self.store.publish(&self.store.snapshots, snapshot.id.uuid, &file, &snapshot)?;
+        Ok(snapshot)
+    }
+
+    fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
+        self.store.check_writable()?;
+        self.store.remove(&self.store.snapshots, id.uuid)
+    }
+
+    fn capacity(&self) -> Result<Capacity> {
+        let room = self.store.root.room().doing(|| "look at the pool's filesystem")?;
+        let used = room.total.minus(room.free);
+        let mut cached = self.foreign.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let foreign = match *cached {
+            Some((when, foreign)) if when.elapsed() < FOREIGN_BELIEVED => foreign,
+            _ => used.minus(self.store.allocated()?),
+        };
+        if cached.is_none_or(|(when, _)| when.elapsed() >= FOREIGN_BELIEVED) {
+            *cached = Some((Instant::now(), foreign));
+        }
+        Ok(Capacity {
+            total: room.total,
+            free: room.free,
+            foreign,
+            reserve: room.total.percent(self.settings.reserve_percent),
+            overcommit_percent: self.settings.overcommit_percent,
+            maximum: if self.filesystem == Filesystem::Ext4 {
+                EXT4_LONGEST
+            } else {
+                Bytes::MAX.round_down(BLOCK)
+            },
+        })
+    }
+
+    fn recover(&self) -> Result<Vec<String>> {
+        pause::recover(&self.store, |uuid| {
+            let id = VolumeId { pool: self.store.pool, uuid };
+            Ok(attach::attached(&self.store, id)?
+                .into_iter()
+                .map(|attached| attached.device.number)
+                .collect())
+        })
+    }
+
+    fn examine(&self, volume: &Volume) -> Result<Vec<Trouble>> {
+        let mut found = Vec::new();
+        let stat =
+            self.store.volumes.stat(&file_name(volume.id.uuid)).doing(|| format!("look at {}", volume.id))?;
+        match stat {
+            None => found.push(Trouble {
+                severity: Severity::DataLoss,
+                reason: "BackingFileMissing",
+                message: "the file of the volume is gone".into(),
+            }),
+            Some(stat) if stat.length < volume.size => found.push(Trouble {
+                severity: Severity::DataLoss,
+                reason: "BackingFileTooShort",
+                message: format!("the file holds {} of {}", stat.length, volume.size),
+            }),
+            Some(_) => {}
+        }
+        if let Err(error) = self.store.check_writable() {
+            found.push(Trouble {
+                severity: Severity::Inaccessible,
+                reason: "PoolNotWritable",
+                message: error.to_string(),
+            });
+        }
+        let capacity = self.capacity()?;
+        if capacity.free < capacity.reserve {
+            found.push(Trouble {
+                severity: Severity::Degraded,
+                reason: "PoolNearlyFull",
+                message: format!("{} of {} are free in the pool", capacity.free, capacity.total),
+            });
+        }
+        Ok(found)
+    }
+}
+
+#[async_trait]
+impl Pool for FilePool {
+    fn id(&self) -> PoolId {
+        self.inner.store.pool
+    }
+
+    async fn capacity(&self) -> Result<Capacity> {
+        self.run(Inner::capacity).await
+    }
+
+    async fn list(&self) -> Result<Listing> {
+        self.run(|inner| inner.store.list()).await
+    }
+
+    async fn find_volume(&self, id: VolumeId) -> Result<Option<Volume>> {
+        self.run(move |inner| inner.store.volume(id)).await
+    }
+
+    async fn probe(&self, id: VolumeId) -> Result<Contents> {
+        self.run(move |inner| {
+            let file = inner.store.open_file(&inner.store.volumes, id.uuid, Access::Read)?;
+            let length = file::stat(&file).doing(|| format!("look at {id}"))?.length;
+            superblock::probe(&file, length).doing(|| format!("read the first blocks of {id}"))
+        })
+        .await
+    }
+
+    async fn recover(&self) -> Result<Vec<String>> {
+        self.run(Inner::recover).await
+    }
+
+    async fn create_volume(&self, volume: &Volume, progress: &Arc<Progress>) -> Result<()> {
+        let (volume, progress) = (volume.clone(), Arc::clone(progress));
+        self.run(move |inner| inner.create_volume(&volume, &progress)).await
+    }
+
+    async fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        self.run(move |inner| inner.delete_volume(id)).await
+    }
+
+    async fn update_volume(&self, volume: &Volume) -> Result<()> {
+        let volume = volume.clone();
+        self.run(move |inner| inner.update_volume(&volume)).await
+    }
+
+    async fn grow_volume(&self, volume: &Volume) -> Result<()> {
+        let volume = volume.clone();
+        self.run(move |inner| inner.grow_volume(&volume)).await
+    }
+
+    async fn create_snapshot(&self, snapshot: &Snapshot, progress: &Arc<Progress>) -> Result<Snapshot> {
+        let (snapshot, progress) = (snapshot.clone(), Arc::clone(progress));
+        self.run(move |inner| inner.create_snapshot(&snapshot, &progress)).await
+    }
+
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
+        self.run(move |inner| inner.delete_snapshot(id)).await
+    }
+
+    async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held> {
+        let how = how.clone();
+        self.run(move |inner| attach::attach(&inner.store, id, &how)).await
+    }
+
+    async fn attached(&self, id: VolumeId) -> Result<Vec<Attached>> {
+        self.run(move |inner| attach::attached(&inner.store, id)).await
+    }
+
+    async fn detach(&self, id: VolumeId, which: Option<DeviceNumber>) -> Result<Detached> {
+        self.run(move |inner| attach::detach(&inner.store, id, which)).await
+    }
+
+    async fn refresh(&self, id: VolumeId) -> Result<()> {
+        self.run(move |inner| attach::refresh(&inner.store, id)).await
+    }
+
+    async fn examine(&self, volume: &Volume) -> Result<Vec<Trouble>> {
+        let volume = volume.clone();
+        self.run(move |inner| inner.examine(&volume)).await
+    }
+
+    async fn devices(&self) -> Result<Vec<(Uuid, Attached)>> {
+        self.run(|inner| attach::all(&inner.store)).await
+    }
+}

@@ -1,0 +1,121 @@
+//! A source in use: what was written to it is brought to its file before a reflink, and its filesystem is frozen for a
+//! copy. A freeze is watched by the minder; its intent is on disk before it begins.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use uuid::Uuid;
+
+use super::store::{Store, file_name};
+use crate::{
+    error::{Doing, Error, ErrorKind, Result},
+    id::VolumeId,
+    sys::{
+        device::DeviceNumber,
+        file::Directory,
+        minder::{self, Minder},
+        mount::mounted_roots,
+    },
+};
+
+/// Where the intents are: an empty file for each volume that is being paused.
+const INTENTS: &str = "pauses";
+
+/// Brings what was written to a volume before this call to its file: a reflink alone would miss what the page cache
+/// above the device still holds. Sees only mounts of this process's namespace; of others the copy is as after a
+/// power cut, which every filesystem survives.
+pub(super) fn settle(id: VolumeId, devices: &[DeviceNumber]) -> Result<()> {
+    let what = || format!("flush {id} before it is copied");
+    for root in mounted_roots(devices).doing(what)? {
+        rustix::fs::syncfs(root).doing(what)?;
+    }
+    for device in devices {
+        // A raw device that is written through the page cache.
+        let node = std::fs::read_link(format!("/sys/dev/block/{device}")).doing(what)?;
+        let node = std::path::Path::new("/dev").join(node.file_name().unwrap_or_default());
+        std::fs::File::open(node).and_then(|node| node.sync_all()).doing(what)?;
+    }
+    Ok(())
+}
+
+/// Freezes the filesystem of a mounted volume, runs `work` with nothing else going on, and thaws it. The result of
+/// `work` counts only if all of it lay inside the freeze.
+pub(super) fn frozen<T>(
+    store: &Store,
+    minder: &Minder,
+    id: VolumeId,
+    devices: &[DeviceNumber],
+    limit: Duration,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let what = || format!("freeze {id}");
+    let roots = mounted_roots(devices).doing(what)?;
+    if roots.is_empty() {
+        let what = format!(
+            "{id} is in use, but not mounted where this process could freeze it: unpublish it first, or use a pool \
+             on xfs or btrfs"
+        );
+        return Err(Error::new(ErrorKind::InUse, what));
+    }
+    // What is dirty is written while writers still run: the freeze itself then has little to flush.
+    roots.iter().try_for_each(rustix::fs::syncfs).doing(what)?;
+    let _intent = Intent::record(store, id.uuid)?;
+    let pause = minder.pause(&roots, limit).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::ResourceBusy => {
+            Error::io(format!("{}: it is frozen by somebody else", what()), error).as_kind(ErrorKind::Busy)
+        }
+        _ => Error::io(what(), error).as_kind(ErrorKind::Unavailable),
+    })?;
+    let result = work();
+    let in_time = pause.end().doing(|| format!("thaw {id}"))?;
+    let result = result?;
+    if in_time {
+        return Ok(result);
+    }
+    let limit = humantime::format_duration(limit);
+    Err(Error::new(ErrorKind::InUse, format!("{id} could not be copied within the freeze limit of {limit}")))
+}
+
+/// The note that a volume is being paused; gone with this value.
+struct Intent {
+    directory: Directory,
+    name: String,
+}
+
+impl Intent {
+    fn record(store: &Store, uuid: Uuid) -> Result<Self> {
+        let what = || format!("note the pause of {}", uuid.simple());
+        let directory = store.root.ensure_directory(INTENTS).doing(what)?;
+        let name = file_name(uuid);
+        directory.write_file(&name, b"").doing(what)?;
+        Ok(Self { directory, name })
+    }
+}
+
+impl Drop for Intent {
+    fn drop(&mut self) {
+        // Left behind it costs the next start a needless thaw, no more.
+        self.directory.remove_file(&self.name).unwrap_or_default();
+    }
+}
+
+/// Ends pauses that an earlier process began. The minder has usually done it; a machine that lost both has not.
+pub(super) fn recover(
+    store: &Store,
+    devices_of: impl Fn(Uuid) -> Result<Vec<DeviceNumber>>,
+) -> Result<Vec<String>> {
+    let what = || "end pauses of an earlier process";
+    let mut done = Vec::new();
+    let intents = match store.root.open_directory(INTENTS) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(done),
+        other => other.doing(what)?,
+    };
+    for name in intents.names().doing(what)? {
+        if let Some(uuid) = super::store::uuid_of(&name) {
+            let roots: Vec<OwnedFd> = mounted_roots(&devices_of(uuid)?).doing(what)?;
+            roots.iter().try_for_each(minder::thaw).doing(what)?;
+            done.push(format!("ended the pause of volume {}", uuid.simple()));
+        }
+        intents.remove_file(&name).doing(what)?;
+    }
+    Ok(done)
+}

@@ -1,0 +1,235 @@
+//! The files of a pool: a volume or snapshot is a file named by its uuid, with its record as an extended attribute.
+//! A file gets its name when it is complete, so there is nothing half-made to find.
+
+use std::{
+    fs::File,
+    io,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::{
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
+    id::{PoolId, SnapshotId, VolumeId},
+    pool::{
+        Listing,
+        record::{self, RECORD_LIMIT, Snapshot, Volume},
+    },
+    sys::file::{self, Access, Directory},
+};
+
+/// The attribute that holds the record. Those of the `trusted` kind may use the blocks that XFS keeps back for a full
+/// disk, so that a grant can be taken back even then; and only root can change them.
+const ATTRIBUTE: &str = "trusted.lagan";
+/// What follows the uuid in a file's name.
+const SUFFIX: &str = ".raw";
+
+/// The directories of a pool and what is in them.
+#[derive(Debug)]
+pub(super) struct Store {
+    /// The pool's own directory.
+    pub(super) root: Directory,
+    /// One file a volume.
+    pub(super) volumes: Directory,
+    /// One file a snapshot.
+    pub(super) snapshots: Directory,
+    /// The identity of the pool.
+    pub(super) pool: PoolId,
+    flushes: AtomicU64,
+    /// A flush failed: what is on disk is not known, and believing a later flush would hide it (the kernel reports
+    /// such an error once). Only a new process may look again.
+    broken: AtomicBool,
+}
+
+/// Name of the file of an object.
+pub(super) fn file_name(uuid: Uuid) -> String {
+    format!("{}{SUFFIX}", uuid.simple())
+}
+
+/// The object whose file has this name.
+pub(super) fn uuid_of(name: &str) -> Option<Uuid> {
+    let digits = name.strip_suffix(SUFFIX)?;
+    Uuid::try_parse(digits).ok().filter(|uuid| uuid.simple().to_string() == digits)
+}
+
+impl Store {
+    /// Opens the directories; `create` makes those that are missing.
+    pub(super) fn open(root: Directory, pool: PoolId, create: bool) -> Result<Self> {
+        let open = |name: &str| {
+            let opened = if create { root.ensure_directory(name) } else { root.open_directory(name) };
+            opened.doing(|| format!("open {name} of pool {}", root.path().display()))
+        };
+        let (volumes, snapshots) = (open("volumes")?, open("snapshots")?);
+        let (flushes, broken) = (AtomicU64::new(0), AtomicBool::new(false));
+        Ok(Self { volumes, snapshots, root, pool, flushes, broken })
+    }
+
+    /// Refuses changes after a flush that failed, and where the disk has become read-only.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.broken.load(Ordering::Acquire) {
+            return Err(
+                self.unavailable("a flush to its disk failed; restart the driver once the disk is well")
+            );
+        }
+        if self.root.room().doing(|| "look at the pool's filesystem")?.read_only {
+            return Err(self.unavailable("its filesystem is read-only"));
+        }
+        Ok(())
+    }
+
+    /// Whether the pool's filesystem lets two files share blocks: tried, not guessed from its name.
+    pub(super) fn can_reflink(&self) -> Result<bool> {
+        let what = || "try to share blocks";
+        let (from, to) =
+            (self.volumes.create_unnamed().doing(what)?, self.snapshots.create_unnamed().doing(what)?);
+        Ok(file::reflink(&from, &to).is_ok())
+    }
+
+    fn unavailable(&self, reason: &str) -> Error {
+        Error::new(ErrorKind::Unavailable, format!("pool {}: {reason}", self.root.path().display()))
+    }
+
+    /// Flushes so far: one for each change.
+    pub(super) fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// Makes a change durable; after a failure nothing here is believed any more.
+    fn flush(&self, flush: impl FnOnce() -> io::Result<()>) -> Result<()> {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+        flush().map_err(|error| {
+            self.broken.store(true, Ordering::Release);
+            Error::io("flush the pool's disk", error).as_kind(ErrorKind::Unavailable)
+        })
+    }
+
+    /// Gives a complete file its record and its name, durably. One flush: ext4, xfs and btrfs commit the name of a
+    /// new file when the file is flushed.
+    pub(super) fn publish(
+        &self,
+        directory: &Directory,
+        uuid: Uuid,
+        file: &File,
+        record: &impl Serialize,
+    ) -> Result<()> {
+        let what = || format!("store {}", uuid.simple());
+        file::set_attribute(file, ATTRIBUTE, &record::encode(record)?).doing(what)?;
+        directory.link(file, &file_name(uuid)).doing(what)?;
+        self.flush(|| file.sync_all())
+    }
+
+    /// Replaces the record of a file that has one, durably.
+    pub(super) fn rewrite(&self, file: &File, record: &impl Serialize) -> Result<()> {
+        file::set_attribute(file, ATTRIBUTE, &record::encode(record)?).doing(|| "store a record")?;
+        self.flush(|| file.sync_all())
+    }
+
+    /// Removes the file of an object, durably; fine where there is none.
+    pub(super) fn remove(&self, directory: &Directory, uuid: Uuid) -> Result<()> {
+        if directory.remove_file(&file_name(uuid)).doing(|| format!("remove {}", uuid.simple()))? {
+            self.flush(|| directory.flush())?;
+        }
+        Ok(())
+    }
+
+    /// Opens the file of an object that must be there. `Busy` while it is being deleted.
+    pub(super) fn open_file(&self, directory: &Directory, uuid: Uuid, access: Access) -> Result<File> {
+        directory.open_file(&file_name(uuid), access).map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::NotFound => Some(ErrorKind::NotFound),
+                _ => None,
+            };
+            let failed = Error::io(format!("open the file of {}", uuid.simple()), error);
+            kind.map_or(failed.clone(), |kind| failed.as_kind(kind))
+        })
+    }
+
+    /// The record of a volume, read afresh.
+    pub(super) fn volume(&self, id: VolumeId) -> Result<Option<Volume>> {
+        match self.record(&self.volumes, id.uuid)? {
+            // Put there by somebody else.
+            Some(Volume { id: other, .. }) if other != id => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("the file of {id} carries the record of {other}"),
+            )),
+            volume => Ok(volume),
+        }
+    }
+
+    fn record<T: DeserializeOwned>(&self, directory: &Directory, uuid: Uuid) -> Result<Option<T>> {
+        let what = || format!("read the record of {}", uuid.simple());
+        match directory.attribute(&file_name(uuid), ATTRIBUTE, RECORD_LIMIT).doing(what)? {
+            None => Ok(None),
+            Some(stored) => record::decode(&stored)
+                .map(Some)
+                .map_err(|bad| Error::new(ErrorKind::Unavailable, what()).because(bad)),
+        }
+    }
+
+    /// Everything that is there. Files that are not ours, or whose record is damaged, are named and left alone.
+    pub(super) fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
+        for name in self.volumes.names().doing(|| "list volumes")? {
+            if let Some(volume) = self.read_entry(&self.volumes, &name, &mut listing)? {
+                let volume: Volume = volume;
+                match uuid_of(&name) {
+                    Some(uuid) if volume.id == (VolumeId { pool: self.pool, uuid }) => {
+                        listing.volumes.push(volume)
+                    }
+                    _ => listing.damaged.push(format!("volumes/{name}: its record is that of {}", volume.id)),
+                }
+            }
+        }
+        for name in self.snapshots.names().doing(|| "list snapshots")? {
+            if let Some(snapshot) = self.read_entry(&self.snapshots, &name, &mut listing)? {
+                let snapshot: Snapshot = snapshot;
+                match uuid_of(&name) {
+                    Some(uuid) if snapshot.id == (SnapshotId { pool: self.pool, uuid }) => {
+                        listing.snapshots.push(snapshot);
+                    }
+                    _ => listing
+                        .damaged
+                        .push(format!("snapshots/{name}: its record is that of {}", snapshot.id)),
+                }
+            }
+        }
+        Ok(listing)
+    }
+
+    fn read_entry<T: DeserializeOwned>(
+        &self,
+        directory: &Directory,
+        name: &str,
+        listing: &mut Listing,
+    ) -> Result<Option<T>> {
+        let place = directory.path().file_name().unwrap_or_default().display();
+        if uuid_of(name).is_none() {
+            listing.strangers.push(format!("{place}/{name}"));
+            return Ok(None);
+        }
+        let stored = directory.attribute(name, ATTRIBUTE, RECORD_LIMIT);
+        match stored.doing(|| format!("read the record of {place}/{name}"))? {
+            None => listing.strangers.push(format!("{place}/{name}")),
+            Some(stored) => match record::decode(&stored) {
+                Ok(record) => return Ok(Some(record)),
+                Err(bad) => listing.damaged.push(format!("{place}/{name}: {bad}")),
+            },
+        }
+        Ok(None)
+    }
+
+    /// What all files of ours occupy; blocks that two files share count in both.
+    pub(super) fn allocated(&self) -> Result<Bytes> {
+        let mut sum = Bytes::ZERO;
+        for directory in [&self.volumes, &self.snapshots] {
+            for name in directory.names().doing(|| "list the pool's files")? {
+                let stat = directory.stat(&name).doing(|| "look at the pool's files")?;
+                sum = sum.plus(stat.map(|stat| stat.allocated).unwrap_or_default());
+            }
+        }
+        Ok(sum)
+    }
+}

@@ -1,0 +1,232 @@
+//! Pools: what volumes are cut from. The trait that every kind of pool keeps, and the words in which the rest of the
+//! program speaks of one. One file or directory per kind below; none of them knows another.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    bytes::Bytes,
+    error::Result,
+    id::{PoolId, SnapshotId, VolumeId},
+    sys::{
+        device::{Device, DeviceNumber},
+        superblock::Contents,
+    },
+};
+
+pub mod file;
+pub mod format;
+pub mod record;
+pub mod set;
+
+use record::{Snapshot, Volume};
+
+/// In which roles a process opens a pool. Each role has at most one process a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It changes the pool.
+    Controller,
+    /// It reads records and makes devices.
+    Node,
+    /// Both.
+    Both,
+    /// Neither: it looks, and takes no lock.
+    Observer,
+}
+
+impl Role {
+    /// It may change the pool.
+    #[must_use]
+    pub const fn changes(self) -> bool {
+        matches!(self, Self::Controller | Self::Both)
+    }
+
+    /// It may make devices.
+    #[must_use]
+    pub const fn attaches(self) -> bool {
+        matches!(self, Self::Node | Self::Both)
+    }
+}
+
+/// What a pool has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// All of its space.
+    pub total: Bytes,
+    /// Space that nothing occupies now.
+    pub free: Bytes,
+    /// Space taken by what is not ours.
+    pub foreign: Bytes,
+    /// Space that new volumes and snapshots must leave free.
+    pub reserve: Bytes,
+    /// How much of the space may be promised to volumes, in per cent; above 100 is over-commitment.
+    pub overcommit_percent: u32,
+    /// The longest volume that the pool's format can hold.
+    pub maximum: Bytes,
+}
+
+/// Everything with a record in a pool, and what looks as if it had one.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Volumes.
+    pub volumes: Vec<Volume>,
+    /// Snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// Objects in a place of ours whose record cannot be read, and why: never touched, always reported.
+    pub damaged: Vec<String>,
+    /// Objects in a place of ours without any record: never touched, always reported.
+    pub strangers: Vec<String>,
+}
+
+/// How a volume's device is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// It refuses writes.
+    pub read_only: bool,
+    /// It goes when its last user does, without being asked.
+    pub transient: bool,
+    /// A short text (at most 24 bytes) that the kernel keeps with the device: what it is used for.
+    pub label: String,
+}
+
+/// A device that stands for a volume now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The device.
+    pub device: Device,
+    /// It goes when its last user does.
+    pub transient: bool,
+    /// What was said when it was made; empty where somebody else made it.
+    pub label: String,
+}
+
+/// A device that stays what it is while this value lives.
+pub struct Held {
+    /// The device.
+    pub attached: Attached,
+    /// Keeps the device open.
+    pub guard: Box<dyn Send + Sync>,
+}
+
+/// Whether a volume's devices could be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detached {
+    /// There is none any more.
+    Done,
+    /// One is open or mounted.
+    StillUsed,
+}
+
+/// What a pool can say against a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// How bad.
+    pub severity: Severity,
+    /// One word in CamelCase, stable, for programs.
+    pub reason: &'static str,
+    /// The same for people.
+    pub message: String,
+}
+
+/// How bad a trouble is, in the terms of CSI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// It works, but not as it should.
+    Degraded,
+    /// It cannot be used.
+    Inaccessible,
+    /// Data is gone.
+    DataLoss,
+}
+
+/// How far a long operation is. Written by the pool, read by whoever asks.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Says how much there is to do.
+    pub fn expect(&self, total: Bytes) {
+        self.total.store(total.get(), Ordering::Relaxed);
+    }
+
+    /// Adds to what is done.
+    pub fn advance(&self, done: Bytes) {
+        self.done.fetch_add(done.get(), Ordering::Relaxed);
+    }
+
+    /// Done, and to be done in all; both zero for what takes no time.
+    pub fn read(&self) -> (Bytes, Bytes) {
+        (Bytes::new(self.done.load(Ordering::Relaxed)), Bytes::new(self.total.load(Ordering::Relaxed)))
+    }
+}
+
+/// A pool. Every call may be made again after a failure, a crash or a lost answer and then leads to the same end.
+/// Calls that change something are made only by the holder of the pool's controller lock, and never two at a time
+/// for one volume or snapshot: the engine sees to that.
+///
+/// Errors have the kinds of the crate: `NoSpace` (and what was begun is gone), `Unavailable` where the pool or its
+/// disk cannot be reached, `NotFound` where an object that must be there is not, `InUse` where it is open.
+#[async_trait]
+pub trait Pool: Send + Sync {
+    /// The pool's identity.
+    fn id(&self) -> PoolId;
+
+    /// Room in the pool. Cheap: asked before every creation.
+    async fn capacity(&self) -> Result<Capacity>;
+
+    /// Everything in the pool: a complete listing, or an error.
+    async fn list(&self) -> Result<Listing>;
+
+    /// The record of a volume, read afresh.
+    async fn find_volume(&self, id: VolumeId) -> Result<Option<Volume>>;
+
+    /// What a volume really holds: its first blocks are read, whatever its record says.
+    async fn probe(&self, id: VolumeId) -> Result<Contents>;
+
+    /// Ends and undoes what an earlier process began and did not finish; one line for each thing done.
+    async fn recover(&self) -> Result<Vec<String>>;
+
+    /// Makes the volume that the record describes, with the content of its source or a new filesystem. It is there
+    /// as a whole, durably, or not at all.
+    async fn create_volume(&self, volume: &Volume, progress: &Arc<Progress>) -> Result<()>;
+
+    /// Removes a volume; fine where there is none. Snapshots of it are not affected.
+    async fn delete_volume(&self, id: VolumeId) -> Result<()>;
+
+    /// Replaces a volume's record, durably. Its size is not changed by this.
+    async fn update_volume(&self, volume: &Volume) -> Result<()>;
+
+    /// Makes a volume as long as `volume.size` says, and stores that record. A device that stands for it grows too.
+    async fn grow_volume(&self, volume: &Volume) -> Result<()>;
+
+    /// Cuts a snapshot; the record comes back with what was found while cutting.
+    async fn create_snapshot(&self, snapshot: &Snapshot, progress: &Arc<Progress>) -> Result<Snapshot>;
+
+    /// Removes a snapshot; fine where there is none. Volumes made from it are not affected.
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<()>;
+
+    /// Makes a device for a volume. `Busy` while the volume is being deleted.
+    async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held>;
+
+    /// The devices that stand for a volume now, whoever made them; also for a volume whose record is gone.
+    async fn attached(&self, id: VolumeId) -> Result<Vec<Attached>>;
+
+    /// Takes one device of a volume away, or all (`None`).
+    async fn detach(&self, id: VolumeId, which: Option<DeviceNumber>) -> Result<Detached>;
+
+    /// Makes the devices of a volume as long as the volume is now.
+    async fn refresh(&self, id: VolumeId) -> Result<()>;
+
+    /// What is wrong with a volume, as far as the pool can see.
+    async fn examine(&self, volume: &Volume) -> Result<Vec<Trouble>>;
+
+    /// Every device that stands for an object of this pool, with the object's uuid.
+    async fn devices(&self) -> Result<Vec<(uuid::Uuid, Attached)>>;
+}

@@ -1,0 +1,129 @@
+//! The pools of a host, each open or closed with a reason. A closed one is tried again whenever it is asked for: a
+//! disk that is mounted late needs no restart, and nothing polls.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use async_trait::async_trait;
+
+use super::Pool;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    id::{PoolId, PoolName},
+};
+
+/// Opens one configured pool, whatever its kind.
+#[async_trait]
+pub trait Opener: Send + Sync {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// `Unavailable` where it is missing or foreign, with the reason.
+    async fn open(&self) -> Result<Arc<dyn Pool>>;
+
+    /// The identity it had when it was open last, where that is known.
+    fn expected(&self) -> Option<PoolId>;
+}
+
+/// One configured pool.
+struct Slot {
+    name: PoolName,
+    opener: Box<dyn Opener>,
+    open: RwLock<Option<Arc<dyn Pool>>>,
+    /// Held while it is being opened.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Slot {
+    fn current(&self) -> Option<Arc<dyn Pool>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn get(&self) -> Result<Arc<dyn Pool>> {
+        if let Some(pool) = self.current() {
+            return Ok(pool);
+        }
+        let _opening = self.opening.lock().await;
+        if let Some(pool) = self.current() {
+            return Ok(pool);
+        }
+        let pool = self.opener.open().await.map_err(|error| error.within(format!("pool {}", self.name)))?;
+        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
+        Ok(pool)
+    }
+}
+
+/// Every pool of the configuration, in its order.
+#[derive(Default)]
+pub struct Pools {
+    slots: Vec<Slot>,
+}
+
+impl Pools {
+    /// An empty set.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a pool, closed as yet.
+    pub fn add(&mut self, name: PoolName, opener: Box<dyn Opener>) {
+        self.slots.push(Slot {
+            name,
+            opener,
+            open: RwLock::default(),
+            opening: tokio::sync::Mutex::default(),
+        });
+    }
+
+    /// The pool with this identity.
+    ///
+    /// # Errors
+    /// `Unavailable` where none of this host is it, or the one that was it cannot be opened: never "gone".
+    pub async fn get(&self, id: PoolId) -> Result<Arc<dyn Pool>> {
+        let open = self.slots.iter().filter_map(Slot::current).find(|pool| pool.id() == id);
+        if let Some(pool) = open {
+            return Ok(pool);
+        }
+        let mut reason = None;
+        for slot in self.slots.iter().filter(|slot| slot.current().is_none()) {
+            let expected = slot.opener.expected();
+            if expected.is_some_and(|expected| expected != id) {
+                continue;
+            }
+            match slot.get().await {
+                Ok(pool) if pool.id() == id => return Ok(pool),
+                Ok(_) => {}
+                Err(error) => reason = reason.filter(|_| expected.is_none()).or(Some(error)),
+            }
+        }
+        let what = format!("pool {id} is not served here now");
+        Err(reason.map_or_else(|| Error::new(ErrorKind::Unavailable, &what), |error| error.within(&what)))
+    }
+
+    /// The pool with this name, or the first one.
+    ///
+    /// # Errors
+    /// `Invalid` where the configuration has none of the name; `Unavailable` where it cannot be opened.
+    pub async fn named(&self, name: Option<&PoolName>) -> Result<Arc<dyn Pool>> {
+        let slot = match name {
+            None => self.slots.first(),
+            Some(name) => self.slots.iter().find(|slot| slot.name == *name),
+        };
+        let Some(slot) = slot else {
+            let known: Vec<_> = self.slots.iter().map(|slot| slot.name.as_str()).collect();
+            let wanted = name.map_or("", PoolName::as_str);
+            let what = format!("there is no pool {wanted:?} here: expected one of {}", known.join(", "));
+            return Err(Error::new(ErrorKind::Invalid, what));
+        };
+        slot.get().await
+    }
+
+    /// Every pool by name, open or with the reason why not.
+    pub async fn all(&self) -> Vec<(PoolName, Result<Arc<dyn Pool>>)> {
+        let mut all = Vec::with_capacity(self.slots.len());
+        for slot in &self.slots {
+            all.push((slot.name.clone(), slot.get().await));
+        }
+        all
+    }
+}

@@ -1,0 +1,203 @@
+//! Sockets, and the life of a server on one: how it begins to listen, how each call is seen, how it ends.
+
+use std::{
+    fmt, io,
+    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{service::Routes, transport::Server};
+
+use crate::{
+    engine::work::Work,
+    error::{Doing, Error, ErrorKind, Result},
+    telemetry::{Metrics, RpcLayer},
+};
+
+/// Longest path of a socket, less its closing zero (unix(7)).
+const SOCKET_PATH_LIMIT: usize = 107;
+/// Calls of one connection that are worked on at a time; more wait.
+const CALLS_PER_CONNECTION: usize = 512;
+
+/// A unix socket. Orchestrators write it as `unix:///path`, `unix:/path` or the bare path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint(PathBuf);
+
+/// Text that names no unix socket.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadEndpoint {
+    /// Not one of the three forms.
+    #[error("{0:?} is no unix socket: expected unix:///path, unix:/path or /path")]
+    Form(String),
+    /// Longer than the kernel takes.
+    #[error(
+        "the socket path {0:?} has {1} bytes, more than the {SOCKET_PATH_LIMIT} that the kernel takes: choose a shorter one"
+    )]
+    TooLong(String, usize),
+}
+
+impl Endpoint {
+    /// Where the socket is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = BadEndpoint;
+
+    fn from_str(text: &str) -> Result<Self, BadEndpoint> {
+        let path = match text.strip_prefix("unix:") {
+            Some(rest) => rest.strip_prefix("//").unwrap_or(rest),
+            None => text,
+        };
+        if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+            return Err(BadEndpoint::Form(text.to_owned()));
+        }
+        if path.len() > SOCKET_PATH_LIMIT {
+            return Err(BadEndpoint::TooLong(path.to_owned(), path.len()));
+        }
+        Ok(Self(path.into()))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unix://{}", self.0.display())
+    }
+}
+
+/// A socket that listens; its file goes with it, if it is still ours.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    endpoint: Endpoint,
+    inode: u64,
+}
+
+/// Begins to listen. The file is for its owner only; a socket that nobody listens on is replaced.
+///
+/// # Errors
+/// `InUse` where somebody listens there or the path is no socket; those of the system otherwise.
+pub async fn listen(endpoint: &Endpoint) -> Result<Listener> {
+    let path = endpoint.path();
+    let what = || format!("listen on {endpoint}");
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(directory).doing(what)?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io(what(), error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("{}: the path exists and is no socket", what()),
+            ));
+        }
+        Ok(_) if UnixStream::connect(path).await.is_ok() => {
+            let what = format!(
+                "{}: another process serves there: stop it first, or choose another endpoint",
+                what()
+            );
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        Ok(_) => std::fs::remove_file(path).doing(what)?,
+    }
+    // The mask of this process (077, set at the start) makes the socket private from its first moment.
+    let listener = UnixListener::bind(path).doing(what)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).doing(what)?;
+    let inode = std::fs::metadata(path).doing(what)?.ino();
+    Ok(Listener { listener, endpoint: endpoint.clone(), inode })
+}
+
+/// Serves until SIGTERM or SIGINT, then takes no new calls and finishes those that run, detached work included.
+/// A second signal leaves at once: what runs then is finished or undone at the next start.
+///
+/// # Errors
+/// Those of the transport.
+pub async fn serve(listener: Listener, routes: Routes, work: &Work, metrics: &Metrics) -> Result<()> {
+    let Listener { listener, endpoint, inode } = listener;
+    let (stop, stopped) = watch::channel(false);
+    let mut until_stopped = stopped.clone();
+    let server = Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .layer(RpcLayer::new(metrics.clone()))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            // The sender lives as long as this function.
+            until_stopped.wait_for(|stop| *stop).await.map(drop).unwrap_or_default();
+        });
+    let mut signals = Signals::new().doing(|| "listen for signals")?;
+    tokio::pin!(server);
+    let ended = tokio::select! {
+        ended = &mut server => ended,
+        () = signals.next() => {
+            tracing::info!("asked to stop: finishing what runs");
+            stop.send_replace(true);
+            tokio::select! {
+                ended = async { let ended = server.await; work.drain().await; ended } => ended,
+                () = signals.next() => {
+                    tracing::warn!(running = work.running().len(), "asked to stop again: leaving at once");
+                    Ok(())
+                }
+            }
+        }
+    };
+    remove_socket(&endpoint, inode);
+    ended.map_err(|error| Error::new(ErrorKind::Broken, format!("serve on {endpoint}")).because(error))
+}
+
+/// Removes our socket, unless a successor has put its own there.
+fn remove_socket(endpoint: &Endpoint, inode: u64) {
+    if std::fs::symlink_metadata(endpoint.path()).is_ok_and(|found| found.ino() == inode)
+        && let Err(error) = std::fs::remove_file(endpoint.path())
+    {
+        tracing::warn!(%error, %endpoint, "socket not removed");
+    }
+}
+
+/// The signals that ask us to stop.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forms_of_an_endpoint() {
+        for text in ["unix:///run/x.sock", "unix:/run/x.sock", "/run/x.sock"] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().path(), Path::new("/run/x.sock"), "{text}");
+        }
+        for text in ["", "x.sock", "unix://x.sock", "tcp://1.2.3.4:5", "unix:///", "http:///x"] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text}");
+        }
+        let long = format!("/{}", "x".repeat(107));
+        assert!(matches!(long.parse::<Endpoint>(), Err(BadEndpoint::TooLong(..))));
+        assert!(long[..107].parse::<Endpoint>().is_ok());
+    }
+}

@@ -1,0 +1,19 @@
+//! The raw operating system: what the kernel offers, as safe functions that know nothing of volumes or CSI.
+
+pub mod blocking;
+pub mod cmd;
+pub mod device;
+pub mod file;
+pub mod grow;
+pub mod host;
+pub mod kernel;
+pub mod loopdev;
+pub mod minder;
+pub mod mount;
+pub mod mountinfo;
+pub mod superblock;
+pub mod target;
+
+mod holders;
+mod raw;
+mod repair;

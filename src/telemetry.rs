@@ -1,0 +1,313 @@
+//! What can be seen from outside: logs with one span per call, metrics, health over HTTP.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use http_body_util::Full;
+use hyper::{Request, Response, StatusCode, body::Bytes as Body, header, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use tokio::net::TcpListener;
+use tower::{Layer, Service};
+use tracing::{Instrument, Span, field::Empty, level_filters::LevelFilter};
+
+use crate::{
+    engine::{Engine, work::Work},
+    error::{Doing, Result},
+    sys::cmd::Commands,
+};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Sends logs to standard error. `level` is one of error, warn, info, debug, trace.
+pub fn log_to_stderr(level: LevelFilter, format: LogFormat) {
+    let builder =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false);
+    // Only a second call fails, and the first one's choice stands then.
+    match format {
+        LogFormat::Text => builder.with_target(false).try_init().unwrap_or_default(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init().unwrap_or_default(),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    rpc: String,
+    code: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabel {
+    rpc: String,
+}
+
+/// Counters of calls. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    calls: Family<CallLabels, Counter>,
+    seconds: Family<RpcLabel, Histogram>,
+    next: Arc<AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // 0.1 ms to 105 s, each bucket four times the one before.
+        let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(0.0001, 4.0, 11));
+        let seconds = Family::new_with_constructor(histogram);
+        Self { calls: Family::default(), seconds, next: Arc::default() }
+    }
+}
+
+/// Sees every call: a span around it, a count and a time of it.
+#[derive(Clone, Debug)]
+pub struct RpcLayer {
+    metrics: Metrics,
+}
+
+impl RpcLayer {
+    /// A layer that counts in `metrics`.
+    #[must_use]
+    pub const fn new(metrics: Metrics) -> Self {
+        Self { metrics }
+    }
+}
+
+impl<S> Layer<S> for RpcLayer {
+    type Service = RpcService<S>;
+
+    fn layer(&self, inner: S) -> RpcService<S> {
+        RpcService { inner, metrics: self.metrics.clone() }
+    }
+}
+
+/// A service whose calls are seen.
+#[derive(Clone, Debug)]
+pub struct RpcService<S> {
+    inner: S,
+    metrics: Metrics,
+}
+
+impl<S, B, R> Service<Request<B>> for RpcService<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    R: Send + 'static,
+{
+    type Response = Response<R>;
+    type Error = S::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<R>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let rpc = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let span = span_of(&rpc, self.metrics.next.fetch_add(1, Ordering::Relaxed));
+        let (metrics, begun) = (self.metrics.clone(), Instant::now());
+        let answer = span.in_scope(|| self.inner.call(request));
+        Box::pin(
+            async move {
+                let answer = answer.await;
+                // An error stands in the head of the answer; success in its trailers, still to come.
+                let status = answer.as_ref().ok().and_then(|a| a.headers().get("grpc-status"));
+                let code = status.and_then(|status| status.to_str().ok()).unwrap_or("0").to_owned();
+                let took = begun.elapsed();
+                tracing::debug!(
+                    code,
+                    micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                    "answered"
+                );
+                metrics.seconds.get_or_create(&RpcLabel { rpc: rpc.clone() }).observe(took.as_secs_f64());
+                metrics.calls.get_or_create(&CallLabels { rpc, code }).inc();
+                answer
+            }
+            .instrument(span),
+        )
+    }
+}
+
+/// The span of one call. What asks every few seconds is only seen by those who look for it.
+fn span_of(rpc: &str, request: u64) -> Span {
+    macro_rules! span {
+        ($level:ident) => {
+            tracing::$level!(
+                "rpc",
+                rpc,
+                request,
+                volume = Empty,
+                snapshot = Empty,
+                node = Empty,
+                pool = Empty
+            )
+        };
+    }
+    match rpc {
+        "Probe"
+        | "GetPluginInfo"
+        | "GetPluginCapabilities"
+        | "NodeGetCapabilities"
+        | "ControllerGetCapabilities" => span!(trace_span),
+        _ => span!(error_span),
+    }
+}
+
+/// What health and metrics are read from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Counters of calls.
+    pub metrics: Metrics,
+    /// What runs.
+    pub work: Work,
+    /// The controller role, where it is served.
+    pub engine: Option<Engine>,
+    /// Programs started.
+    pub commands: Arc<Commands>,
+}
+
+/// Begins to answer HTTP at `address`: `/healthz` and `/readyz` with 200, `/metrics` with Prometheus' text format.
+///
+/// # Errors
+/// Those of bind(2).
+pub async fn serve_http(address: SocketAddr, sources: Sources) -> Result<()> {
+    let listener = TcpListener::bind(address).await.doing(|| {
+        format!("serve health and metrics on {address} (another process may; set `http` to another address or \"off\")")
+    })?;
+    drop(tokio::spawn(async move {
+        // A bound on connections: scrapers are few.
+        let slots = Arc::new(tokio::sync::Semaphore::new(16));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            let sources = sources.clone();
+            drop(tokio::spawn(async move {
+                let answer = service_fn(|request: Request<hyper::body::Incoming>| {
+                    let sources = sources.clone();
+                    async move { Ok::<_, Infallible>(answer(&sources, request.uri().path()).await) }
+                });
+                let mut http = hyper::server::conn::http1::Builder::new();
+                http.timer(TokioTimer::new()).header_read_timeout(std::time::Duration::from_secs(5));
+                // A client that goes away is no event.
+                http.serve_connection(TokioIo::new(stream), answer).await.unwrap_or_default();
+                drop(slot);
+            }));
+        }
+    }));
+    Ok(())
+}
+
+async fn answer(sources: &Sources, path: &str) -> Response<Full<Body>> {
+    let (status, kind, text) = match path {
+        "/healthz" | "/readyz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        "/metrics" => (
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            sources.text().await.unwrap_or_default(),
+        ),
+        _ => (StatusCode::NOT_FOUND, "text/plain", "expected /healthz, /readyz or /metrics\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Body::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabel {
+    pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabels {
+    call: String,
+    subject: String,
+}
+
+impl Sources {
+    /// Everything at this moment; nothing is measured in between.
+    async fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut registry = Registry::with_prefix("lagan");
+        registry.register("rpcs", "Calls answered", self.metrics.calls.clone());
+        registry.register("rpc_seconds", "Time that calls took", self.metrics.seconds.clone());
+        let started = Counter::<u64>::default();
+        started.inc_by(self.commands.started());
+        registry.register("programs_started", "Programs of other projects started", started);
+        self.register_operations(&mut registry);
+        if let Some(engine) = &self.engine {
+            register_engine(engine, &mut registry).await;
+        }
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+
+    fn register_operations(&self, registry: &mut Registry) {
+        let (done, total, seconds) = (
+            Family::<OperationLabels, Gauge>::default(),
+            Family::<OperationLabels, Gauge>::default(),
+            Family::<OperationLabels, Gauge>::default(),
+        );
+        for running in self.work.running() {
+            let labels = OperationLabels { call: running.call.to_owned(), subject: running.subject };
+            done.get_or_create(&labels).set(running.progress.0.signed());
+            total.get_or_create(&labels).set(running.progress.1.signed());
+            let elapsed = i64::try_from(running.elapsed.as_secs()).unwrap_or(i64::MAX);
+            seconds.get_or_create(&labels).set(elapsed);
+        }
+        registry.register("operation_bytes_done", "Bytes that a running operation has copied", done);
+        registry.register("operation_bytes_total", "Bytes that a running operation has to copy", total);
+        registry.register("operation_seconds", "Time for which an operation has been running", seconds);
+    }
+}
+
+async fn register_engine(engine: &Engine, registry: &mut Registry) {
+    let counts = engine.counts();
+    let mut gauge = |name: &str, help: &str, value: usize| {
+        let gauge = Gauge::<i64, AtomicI64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    };
+    gauge("volumes", "Volumes in open pools", counts.volumes);
+    gauge("volumes_published", "Volumes published to a node", counts.granted);
+    gauge("snapshots", "Snapshots in open pools", counts.snapshots);
+    let families: [Family<PoolLabel, Gauge>; 4] = std::array::from_fn(|_| Family::default());
+    for pool in engine.pool_states().await {
+        let label = PoolLabel { pool: pool.name.to_string() };
+        families[0].get_or_create(&label).set(i64::from(pool.room.is_some()));
+        if let Some((capacity, committed)) = pool.room {
+            families[1].get_or_create(&label).set(capacity.total.signed());
+            families[2].get_or_create(&label).set(capacity.free.signed());
+            families[3].get_or_create(&label).set(committed.signed());
+        }
+    }
+    let [open, total, free, committed] = families;
+    registry.register("pool_open", "1 where the pool can be used", open);
+    registry.register("pool_bytes_total", "Space of the pool", total);
+    registry.register("pool_bytes_free", "Free space of the pool", free);
+    registry.register("pool_bytes_committed", "Space promised to volumes and kept by snapshots", committed);
+}
