@@ -96,6 +96,8 @@ pub fn kind_of(cause: &io::Error) -> ErrorKind {
         Some(Errno::AGAIN | Errno::INTR) => ErrorKind::Busy,
         Some(Errno::TIMEDOUT) => ErrorKind::Unsettled,
         Some(Errno::FBIG) => ErrorKind::OutOfRange,
+        // A link where none is followed.
+        Some(Errno::LOOP) => ErrorKind::Invalid,
         _ => ErrorKind::Broken,
     }
 }

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use tokio::{
@@ -25,6 +26,9 @@ use crate::{
 const SOCKET_PATH_LIMIT: usize = 107;
 /// Calls of one connection that are worked on at a time; more wait.
 const CALLS_PER_CONNECTION: usize = 512;
+
+/// How long the last answers may take once all work is done.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// A unix socket. Orchestrators write it as `unix:///path`, `unix:/path` or the bare path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,8 +147,13 @@ pub async fn serve(listener: Listener, routes: Routes, work: &Work, metrics: &Me
         () = signals.next() => {
             tracing::info!("asked to stop: finishing what runs");
             stop.send_replace(true);
+            let drained = async {
+                work.drain().await;
+                // Answers still go out; a caller that only keeps its connection open is not waited for.
+                tokio::time::timeout(LAST_ANSWERS, server).await.unwrap_or(Ok(()))
+            };
             tokio::select! {
-                ended = async { let ended = server.await; work.drain().await; ended } => ended,
+                ended = drained => ended,
                 () = signals.next() => {
                     tracing::warn!(running = work.running().len(), "asked to stop again: leaving at once");
                     Ok(())

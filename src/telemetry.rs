@@ -27,6 +27,7 @@ use prometheus_client::{
 use tokio::net::TcpListener;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty, level_filters::LevelFilter};
+use tracing_subscriber::{Layer as _, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     engine::{Engine, work::Work},
@@ -43,15 +44,18 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends logs to standard error. `level` is one of error, warn, info, debug, trace.
+/// Sends logs to standard error. Of the libraries below us only warnings are shown, until `level` is trace.
 pub fn log_to_stderr(level: LevelFilter, format: LogFormat) {
-    let builder =
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false);
+    let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
+    let filter = Targets::new().with_default(others).with_target("lagan", level);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let registry = tracing_subscriber::registry();
     // Only a second call fails, and the first one's choice stands then.
     match format {
-        LogFormat::Text => builder.with_target(false).try_init().unwrap_or_default(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init().unwrap_or_default(),
+        LogFormat::Text => registry.with(layer.with_target(false).with_filter(filter)).try_init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true).with_filter(filter)).try_init(),
     }
+    .unwrap_or_default();
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -133,7 +137,7 @@ where
         let answer = span.in_scope(|| self.inner.call(request));
         Box::pin(
             async move {
-                let answer = answer.await;
+                let answer = answer.await.map(with_message);
                 // An error stands in the head of the answer; success in its trailers, still to come.
                 let status = answer.as_ref().ok().and_then(|a| a.headers().get("grpc-status"));
                 let code = status.and_then(|status| status.to_str().ok()).unwrap_or("0").to_owned();
@@ -150,6 +154,17 @@ where
             .instrument(span),
         )
     }
+}
+
+/// An error never comes without a message. The one that did would be that of a service which is not offered at all,
+/// since no handler of ours sees such a call.
+fn with_message<R>(mut answer: Response<R>) -> Response<R> {
+    let headers = answer.headers_mut();
+    if headers.get("grpc-status").is_some_and(|status| status != "0") {
+        let message = header::HeaderValue::from_static("not offered by this process");
+        headers.entry("grpc-message").or_insert(message);
+    }
+    answer
 }
 
 /// The span of one call. What asks every few seconds is only seen by those who look for it.

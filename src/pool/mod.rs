@@ -18,6 +18,7 @@ use crate::{
     },
 };
 
+pub mod fake;
 pub mod file;
 pub mod format;
 pub mod record;

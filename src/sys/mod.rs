@@ -3,6 +3,7 @@
 pub mod blocking;
 pub mod cmd;
 pub mod device;
+pub mod fake;
 pub mod file;
 pub mod grow;
 pub mod host;

@@ -132,7 +132,12 @@ impl Kernel for Linux {
             other => other?,
         };
         let what = rustix::fs::statx(&found, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
-        let directory = FileType::from_raw_mode(what.stx_mode.into()) == FileType::Directory;
+        let kind = FileType::from_raw_mode(what.stx_mode.into());
+        if kind == FileType::Symlink {
+            // The last name is a link: it leads elsewhere, and is not ours to remove.
+            return Err(Errno::LOOP.into());
+        }
+        let directory = kind == FileType::Directory;
         if !what.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Ok(if directory { Seen::Directory } else { Seen::File });
         }
@@ -400,7 +405,7 @@ fn device_under(directory: &OwnedFd) -> io::Result<DeviceNumber> {
 }
 
 /// The block device that a line of the mount table is about, and whether the device itself is what is mounted.
-fn device_of_entry(entry: &mountinfo::Entry) -> Option<(DeviceNumber, bool)> {
+pub(super) fn device_of_entry(entry: &mountinfo::Entry) -> Option<(DeviceNumber, bool)> {
     let special = |path: &Path| {
         let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;

@@ -293,10 +293,11 @@ impl Inner {
 
     fn delete_volume(&self, id: VolumeId) -> Result<()> {
         self.store.check_writable()?;
-        let file = match self.store.open_file(&self.store.volumes, id.uuid, Access::Write) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
+        // What has no record is not ours, whatever it is called.
+        if self.store.volume(id)?.is_none() {
+            return Ok(());
+        }
+        let file = self.store.open_file(&self.store.volumes, id.uuid, Access::Write)?;
         // A reader that looks for a moment, such as a listing of the other process, is not a user.
         for pause in [0, 10, 40] {
             std::thread::sleep(Duration::from_millis(pause));
@@ -337,6 +338,9 @@ impl Inner {
 
     fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         self.store.check_writable()?;
+        if self.store.snapshot(id)?.is_none() {
+            return Ok(());
+        }
         self.store.remove(&self.store.snapshots, id.uuid)
     }
 

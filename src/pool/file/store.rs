@@ -147,16 +147,16 @@ impl Store {
         })
     }
 
-    /// The record of a volume, read afresh.
+    /// The record of a volume, read afresh; `None` where there is none, `Unavailable` where it cannot be believed.
     pub(super) fn volume(&self, id: VolumeId) -> Result<Option<Volume>> {
-        match self.record(&self.volumes, id.uuid)? {
-            // Put there by somebody else.
-            Some(Volume { id: other, .. }) if other != id => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("the file of {id} carries the record of {other}"),
-            )),
-            volume => Ok(volume),
-        }
+        let volume: Option<Volume> = self.record(&self.volumes, id.uuid)?;
+        own(volume, |volume| volume.id == id, &id)
+    }
+
+    /// The record of a snapshot likewise.
+    pub(super) fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
+        let snapshot: Option<Snapshot> = self.record(&self.snapshots, id.uuid)?;
+        own(snapshot, |snapshot| snapshot.id == id, &id)
     }
 
     fn record<T: DeserializeOwned>(&self, directory: &Directory, uuid: Uuid) -> Result<Option<T>> {
@@ -232,4 +232,13 @@ impl Store {
         }
         Ok(sum)
     }
+}
+
+/// A record that names another object than the file it is on was put there by somebody else.
+fn own<T>(record: Option<T>, fits: impl Fn(&T) -> bool, id: &impl std::fmt::Display) -> Result<Option<T>> {
+    if record.as_ref().is_some_and(|record| !fits(record)) {
+        let what = format!("the file of {id} carries the record of another object");
+        return Err(Error::new(ErrorKind::Unavailable, what));
+    }
+    Ok(record)
 }

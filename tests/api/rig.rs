@@ -1,0 +1,182 @@
+//! The real services over the fake pool and the fake kernel, behind a real socket.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use hyper_util::rt::TokioIo;
+use lagan::{
+    bytes::Bytes,
+    csi::{self, Services, Topology},
+    engine::{self, Engine, work::Work},
+    error::Result,
+    id::{PoolId, VolumeId},
+    node::{self, Node},
+    pool::{
+        Pool,
+        fake::{FakeDisk, FakePool},
+        set::{Opener, Pools},
+    },
+    proto::{
+        ControllerPublishVolumeRequest, CreateVolumeRequest, NodePublishVolumeRequest,
+        NodeStageVolumeRequest, Snapshot, Volume, VolumeCapability, controller_client::ControllerClient,
+        identity_client::IdentityClient, node_client::NodeClient, volume_capability::access_mode::Mode,
+    },
+    sys::fake::FakeKernel,
+};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Server},
+};
+
+pub(crate) const STAGING: &str = "/t/staging";
+pub(crate) const TARGET: &str = "/t/pods/target";
+pub(crate) const GIB: i64 = 1 << 30;
+
+pub(crate) use crate::requests::{
+    NODE, block, check, create_with, delete, from_snapshot, from_volume, hide_at, mount_with, publish_with,
+    show_at, snapshot_of, stage_at, unpublish_from, unstage_at,
+};
+
+struct FakeOpener {
+    disk: FakeDisk,
+    kernel: FakeKernel,
+}
+
+#[async_trait]
+impl Opener for FakeOpener {
+    async fn open(&self) -> Result<Arc<dyn Pool>> {
+        Ok(Arc::new(FakePool::new(self.disk.clone(), self.kernel.clone())))
+    }
+
+    fn expected(&self) -> Option<PoolId> {
+        None
+    }
+}
+
+struct LocalUses(Node);
+
+#[async_trait]
+impl engine::Uses for LocalUses {
+    async fn release(&self, id: VolumeId) -> Result<()> {
+        self.0.release(id).await
+    }
+}
+
+/// A driver, its clients, and the disk and kernel that outlive it.
+pub(crate) struct Rig {
+    pub(crate) disk: FakeDisk,
+    pub(crate) kernel: FakeKernel,
+    pub(crate) work: Work,
+    directory: tempfile::TempDir,
+    server: tokio::task::JoinHandle<()>,
+    pub(crate) identity: IdentityClient<Channel>,
+    pub(crate) controller: ControllerClient<Channel>,
+    pub(crate) node: NodeClient<Channel>,
+}
+
+impl Rig {
+    pub(crate) async fn new() -> Self {
+        let kernel = FakeKernel::new(&["/t"]);
+        kernel.make_directory("/t/pods");
+        Self::over(FakeDisk::new(Bytes::gib(100)), kernel).await
+    }
+
+    /// A driver over what is there already.
+    pub(crate) async fn over(disk: FakeDisk, kernel: FakeKernel) -> Self {
+        let mut pools = Pools::new();
+        let opener = FakeOpener { disk: disk.clone(), kernel: kernel.clone() };
+        pools.add("p".parse().unwrap(), Box::new(opener));
+        let pools = Arc::new(pools);
+        let id: lagan::id::NodeId = NODE.parse().unwrap();
+        let settings = node::Settings { id: id.clone(), allow_suid: false, max_volumes: 3 };
+        let node = Node::new(Arc::clone(&pools), Arc::new(kernel.clone()), settings);
+        let settings = engine::Settings { node: id.clone(), max_volumes: 3 };
+        let engine = Engine::new(pools, Arc::new(LocalUses(node.clone())), settings);
+        assert!(engine.start().await.unwrap().is_empty());
+        let work = Work::new(64);
+        let services = Services {
+            driver_name: "lagan.csi".into(),
+            topology: Topology::new("lagan.csi", &id),
+            work: work.clone(),
+            engine: Some(engine),
+            node: Some(node),
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("csi.sock");
+        let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
+        let routes = csi::routes(&services);
+        let server = tokio::spawn(async move {
+            Server::builder().add_routes(routes).serve_with_incoming(incoming).await.unwrap();
+        });
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let channel =
+            Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap();
+        let (identity, controller) =
+            (IdentityClient::new(channel.clone()), ControllerClient::new(channel.clone()));
+        Self { disk, kernel, work, directory, server, identity, controller, node: NodeClient::new(channel) }
+    }
+
+    /// The same disk and kernel under a new process: nothing that was remembered is left.
+    pub(crate) async fn restart(self) -> Self {
+        self.server.abort();
+        drop(self.directory);
+        Self::over(self.disk, self.kernel).await
+    }
+
+    pub(crate) async fn create(
+        &mut self,
+        request: CreateVolumeRequest,
+    ) -> std::result::Result<Volume, Status> {
+        let answer = self.controller.create_volume(request).await?;
+        Ok(answer.into_inner().volume.unwrap())
+    }
+
+    /// A new volume, published to the node.
+    pub(crate) async fn published(&mut self, name: &str, capability: VolumeCapability) -> String {
+        let request = CreateVolumeRequest { volume_capabilities: vec![capability.clone()], ..create(name) };
+        let id = self.create(request).await.unwrap().volume_id;
+        let request = ControllerPublishVolumeRequest { volume_capability: Some(capability), ..publish(&id) };
+        self.controller.controller_publish_volume(request).await.unwrap();
+        id
+    }
+
+    /// A new volume, staged at the usual path.
+    pub(crate) async fn staged(&mut self, name: &str, capability: VolumeCapability) -> String {
+        let id = self.published(name, capability.clone()).await;
+        self.node.node_stage_volume(stage(&id, capability)).await.unwrap();
+        id
+    }
+
+    pub(crate) async fn snapshot(
+        &mut self,
+        name: &str,
+        volume: &str,
+    ) -> std::result::Result<Snapshot, Status> {
+        Ok(self.controller.create_snapshot(snapshot_of(volume, name)).await?.into_inner().snapshot.unwrap())
+    }
+}
+
+pub(crate) fn mount(mode: Mode) -> VolumeCapability {
+    mount_with(mode, "", &[])
+}
+
+pub(crate) fn create(name: &str) -> CreateVolumeRequest {
+    create_with(name, GIB, &mount(Mode::SingleNodeWriter))
+}
+
+pub(crate) fn publish(id: &str) -> ControllerPublishVolumeRequest {
+    publish_with(id, &mount(Mode::SingleNodeWriter))
+}
+
+pub(crate) fn stage(id: &str, capability: VolumeCapability) -> NodeStageVolumeRequest {
+    stage_at(id, STAGING, &capability)
+}
+
+pub(crate) fn publish_at(id: &str, target: &str, capability: VolumeCapability) -> NodePublishVolumeRequest {
+    show_at(id, STAGING, target, &capability)
+}

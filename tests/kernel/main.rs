@@ -1,0 +1,14 @@
+//! The driver as a process, on real loop devices and real filesystems. Needs root; whatever is missing fails.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
+
+mod copies;
+mod crash;
+mod formats;
+mod growth;
+mod life;
+#[path = "../support/requests.rs"]
+mod requests;
+mod rig;
+mod split;
+mod trouble;

@@ -1,0 +1,436 @@
+//! A place for a real driver: directories, a pool on a filesystem of its own, daemons, and what is cleaned up after.
+//! Whatever a test leaves in the kernel or on disk fails it.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use lagan::proto::{
+    Snapshot, Volume, VolumeCapability, controller_client::ControllerClient, identity_client::IdentityClient,
+    node_client::NodeClient, volume_capability::access_mode::Mode,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::UnixStream;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::requests::{
+    create_with, delete, hide_at, mount_with, publish_with, show_at, snapshot_of, stage_at, unpublish_from,
+    unstage_at,
+};
+
+/// Loop devices and the table of mounts are one for the whole machine: one test at a time.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+pub(crate) const MIB: i64 = 1 << 20;
+/// An address for health and metrics.
+pub(crate) const HTTP: &str = "127.0.0.1:19736";
+
+/// What the pool lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An XFS with reflink in one file, made by Lagan.
+    Image,
+    /// A filesystem of this type in a file, made and mounted as an administrator would.
+    On(&'static str),
+}
+
+pub(crate) struct Ground {
+    pub(crate) root: PathBuf,
+    pub(crate) kind: Kind,
+    /// Where health and metrics are served.
+    pub(crate) http: &'static str,
+    /// Lines added to the configuration, and to its pool.
+    pub(crate) settings: String,
+    pub(crate) pool_settings: String,
+    _machine: MutexGuard<'static, ()>,
+}
+
+/// Runs a program: whether it ended well, and what it said.
+#[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
+pub(crate) fn try_run(program: &str, arguments: &[&str]) -> (bool, String) {
+    match Command::new(program).args(arguments).output() {
+        Err(error) => (false, format!("{program} must be installed: {error}")),
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        }
+    }
+}
+
+/// Runs a program that must end well.
+#[track_caller]
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let (well, said) = try_run(program, arguments);
+    assert!(well, "{program} {arguments:?}: {said}");
+    said
+}
+
+impl Ground {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self::sized(kind, 4096)
+    }
+
+    /// A place with a pool of this many MiB.
+    pub(crate) fn sized(kind: Kind, mib: u32) -> Self {
+        let machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = tempfile::Builder::new().prefix("lagan-test-").tempdir_in("/var/tmp").unwrap().keep();
+        for directory in ["targets", "state"] {
+            fs::create_dir(root.join(directory)).unwrap();
+        }
+        let pool_settings = "overcommit_percent = 10000\n".to_owned();
+        let ground =
+            Self { root, kind, http: "off", settings: String::new(), pool_settings, _machine: machine };
+        let pool = ground.pool();
+        match kind {
+            Kind::Image => {
+                let made = ground.lagan(&["pool", "init", &text(&pool), "--image", &format!("{mib}MiB")]);
+                assert!(made.status.success(), "{made:?}");
+            }
+            Kind::On(filesystem) => {
+                let image = ground.root.join("disk.img");
+                File::create(&image).unwrap().set_len(u64::from(mib) << 20).unwrap();
+                run(&format!("mkfs.{filesystem}"), &["-q", &text(&image)]);
+                fs::create_dir(ground.root.join("disk")).unwrap();
+                ground.mount_disk();
+                let made = ground.lagan(&["pool", "init", &text(&pool)]);
+                assert!(made.status.success(), "{made:?}");
+            }
+        }
+        ground
+    }
+
+    /// Mounts the pool's disk, where it has one.
+    pub(crate) fn mount_disk(&self) {
+        run("mount", &["-o", "loop", &text(&self.root.join("disk.img")), &text(&self.root.join("disk"))]);
+    }
+
+    pub(crate) fn unmount_disk(&self) {
+        run("umount", &[&text(&self.root.join("disk"))]);
+    }
+
+    pub(crate) fn pool(&self) -> PathBuf {
+        match self.kind {
+            Kind::Image => self.root.join("pool"),
+            Kind::On(_) => self.root.join("disk/pool"),
+        }
+    }
+
+    /// Where the files of volumes are.
+    pub(crate) fn volumes(&self) -> PathBuf {
+        match self.kind {
+            Kind::Image => self.pool().join("fs/volumes"),
+            Kind::On(_) => self.pool().join("volumes"),
+        }
+    }
+
+    pub(crate) fn file_of(&self, id: &str) -> PathBuf {
+        self.volumes().join(format!("{}.raw", id.rsplit('.').next().unwrap()))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        text(&self.root.join("targets").join(name))
+    }
+
+    fn write_config(&self) -> PathBuf {
+        let (root, pool) = (text(&self.root), text(&self.pool()));
+        let config = format!(
+            "node_id = \"n1\"\nstate_dir = \"{root}/state\"\nendpoint = \"{root}/csi.sock\"\nhttp = \"{}\"\n\
+             target_roots = [\"{root}/targets\"]\n{}[[pool]]\nname = \"p\"\nkind = \"file\"\npath = \"{pool}\"\n{}",
+            self.http, self.settings, self.pool_settings
+        );
+        let path = self.root.join("lagan.toml");
+        fs::write(&path, config).unwrap();
+        path
+    }
+
+    /// Runs the tool to its end.
+    #[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
+    pub(crate) fn lagan(&self, arguments: &[&str]) -> Output {
+        let config = text(&self.write_config());
+        Command::new(env!("CARGO_BIN_EXE_lagan"))
+            .args(["--config", &config])
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// Starts a daemon without waiting for it.
+    #[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        let config = text(&self.write_config());
+        let log = File::options().create(true).append(true).open(self.root.join("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lagan"));
+        command.args(["--config", &config, "serve", "--log-level", "debug"]).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Starts the driver and waits until it answers.
+    pub(crate) async fn start(&self) -> Daemon {
+        self.start_as("all", "csi.sock").await
+    }
+
+    /// Starts one role on a socket of its own.
+    pub(crate) async fn start_as(&self, mode: &str, socket: &str) -> Daemon {
+        let socket = self.root.join(socket);
+        let child = self.spawn(&["--mode", mode, "--endpoint", &text(&socket)]);
+        Daemon::connect(child, socket, self.log()).await
+    }
+
+    fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
+    /// Every object of ours in the kernel and on disk agrees with the records.
+    #[track_caller]
+    pub(crate) fn account(&self) {
+        let checked = self.lagan(&["doctor", "--check"]);
+        let said = String::from_utf8_lossy(&checked.stdout);
+        assert!(
+            checked.status.success(),
+            "the accountant: {said}{}",
+            String::from_utf8_lossy(&checked.stderr)
+        );
+    }
+
+    /// Mounts below this place, the deepest last.
+    pub(crate) fn mounts(&self) -> Vec<String> {
+        let root = text(&self.root);
+        let table = lagan::sys::mountinfo::read().unwrap();
+        let points = table.into_iter().map(|entry| text(&entry.mount_point));
+        points.filter(|point| point.starts_with(&root)).collect()
+    }
+
+    /// Loop devices on files below this place.
+    pub(crate) fn loops(&self) -> Vec<String> {
+        let listed = run("losetup", &["-l", "-n", "-O", "NAME,BACK-FILE"]);
+        // Files of an image pool show paths inside it.
+        let ours = |line: &&str| line.contains(&text(&self.root)) || line.contains("/volumes/");
+        listed
+            .lines()
+            .filter(ours)
+            .filter_map(|line| line.split_whitespace().next())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The loop device of a volume.
+    pub(crate) fn device_of(&self, id: &str) -> String {
+        let listed = run("losetup", &["-l", "-n", "-O", "NAME,BACK-FILE"]);
+        let line = listed.lines().find(|line| line.contains(id.rsplit('.').next().unwrap()));
+        line.unwrap().split_whitespace().next().unwrap().to_owned()
+    }
+
+    /// What a reboot leaves: nothing in the kernel.
+    pub(crate) fn power_off(&self) {
+        let disk = text(&self.root.join("disk"));
+        for point in self.mounts().iter().rev().filter(|point| **point != disk) {
+            run("umount", &[point]);
+        }
+        for device in self.loops() {
+            if !run("losetup", &["-l", "-n", "-O", "BACK-FILE", &device]).contains("disk.img") {
+                run("losetup", &["-d", &device]);
+            }
+        }
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        let disk = text(&self.root.join("disk"));
+        let image = text(&self.root.join("pool/fs"));
+        let expected = |point: &String| *point == disk || *point == image;
+        let left: Vec<_> = self.mounts().into_iter().filter(|point| !expected(point)).collect();
+        for _attempt in 0..3 {
+            for point in self.mounts().iter().rev() {
+                drop(try_run("umount", &[point]));
+            }
+            for device in self.loops() {
+                drop(try_run("losetup", &["-d", &device]));
+            }
+        }
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.log()).unwrap_or_default();
+            let tail: Vec<_> = log.lines().filter(|line| !line.contains("h2::")).rev().take(40).collect();
+            tail.iter().rev().for_each(|line| println!("{line}"));
+        }
+        if self.mounts().is_empty() {
+            drop(try_run("rm", &["-rf", "--one-file-system", &text(&self.root)]));
+        } else if !std::thread::panicking() {
+            panic!("mounts could not be taken away: {:?}", self.mounts());
+        }
+        assert!(left.is_empty() || std::thread::panicking(), "mounts were left: {left:?}");
+    }
+}
+
+pub(crate) fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// A running driver and its clients. Dropping it kills it.
+pub(crate) struct Daemon {
+    child: Child,
+    pub(crate) socket: PathBuf,
+    log: PathBuf,
+    pub(crate) identity: IdentityClient<Channel>,
+    pub(crate) controller: ControllerClient<Channel>,
+    pub(crate) node: NodeClient<Channel>,
+}
+
+impl Daemon {
+    async fn connect(mut child: Child, socket: PathBuf, log: PathBuf) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let channel = loop {
+            let socket = socket.clone();
+            let connector = tower::service_fn(move |_| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            });
+            match Endpoint::from_static("http://localhost").connect_with_connector(connector).await {
+                Ok(channel) => break channel,
+                Err(error) => {
+                    let ended = child.try_wait().unwrap();
+                    let said = || fs::read_to_string(&log).unwrap_or_default();
+                    assert!(ended.is_none(), "the daemon ended ({ended:?}):\n{}", said());
+                    assert!(Instant::now() < deadline, "no answer: {error}\n{}", said());
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        };
+        Self {
+            child,
+            socket,
+            log,
+            identity: IdentityClient::new(channel.clone()),
+            controller: ControllerClient::new(channel.clone()),
+            node: NodeClient::new(channel),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Ends it without warning.
+    pub(crate) fn kill(self) {
+        drop(self);
+    }
+
+    /// Asks it to end, and waits; how it ended.
+    pub(crate) fn stop(mut self) -> std::process::ExitStatus {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+        self.child.wait().unwrap()
+    }
+
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// A number that it shows over HTTP.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        use std::io::Write;
+
+        let mut stream = std::net::TcpStream::connect(HTTP).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.unwrap_or_else(|| panic!("{name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    pub(crate) async fn create(&mut self, name: &str, mib: i64, capability: &VolumeCapability) -> Volume {
+        let request = create_with(name, mib * MIB, capability);
+        self.controller.create_volume(request).await.unwrap().into_inner().volume.unwrap()
+    }
+
+    /// A volume made from something.
+    pub(crate) async fn copy(
+        &mut self,
+        name: &str,
+        source: Option<lagan::proto::VolumeContentSource>,
+        capability: &VolumeCapability,
+    ) -> Volume {
+        let mut request = create_with(name, 0, capability);
+        request.volume_content_source = source;
+        self.controller.create_volume(request).await.unwrap().into_inner().volume.unwrap()
+    }
+
+    pub(crate) async fn snapshot(&mut self, volume: &str, name: &str) -> Result<Snapshot, Status> {
+        let answer = self.controller.create_snapshot(snapshot_of(volume, name)).await?;
+        Ok(answer.into_inner().snapshot.unwrap())
+    }
+
+    pub(crate) async fn delete(&mut self, id: &str) {
+        self.controller.delete_volume(delete(id)).await.unwrap();
+    }
+
+    /// Publishes, stages and shows a volume below the target root; where it can be used.
+    pub(crate) async fn show(
+        &mut self,
+        ground: &Ground,
+        id: &str,
+        name: &str,
+        capability: &VolumeCapability,
+    ) -> String {
+        let (staging, target) = (ground.path(&format!("{name}-staging")), ground.path(name));
+        self.controller.controller_publish_volume(publish_with(id, capability)).await.unwrap();
+        self.node.node_stage_volume(stage_at(id, &staging, capability)).await.unwrap();
+        self.node.node_publish_volume(show_at(id, &staging, &target, capability)).await.unwrap();
+        target
+    }
+
+    /// The way back.
+    pub(crate) async fn hide(&mut self, ground: &Ground, id: &str, name: &str) {
+        self.node.node_unpublish_volume(hide_at(id, &ground.path(name))).await.unwrap();
+        self.node
+            .node_unstage_volume(unstage_at(id, &ground.path(&format!("{name}-staging"))))
+            .await
+            .unwrap();
+        self.controller.controller_unpublish_volume(unpublish_from(id, "")).await.unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+pub(crate) fn filesystem(name: &str) -> VolumeCapability {
+    mount_with(Mode::SingleNodeMultiWriter, name, &[])
+}
+
+/// The least length in MiB that each filesystem takes.
+pub(crate) fn least(name: &str) -> i64 {
+    match name {
+        "xfs" => 300,
+        "btrfs" => 128,
+        _ => 16,
+    }
+}
+
+/// Bytes that no two calls share.
+pub(crate) fn random(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// Writes a file and flushes it.
+pub(crate) fn write(path: &Path, content: &[u8]) {
+    use std::io::Write;
+
+    let mut file = File::create(path).unwrap();
+    file.write_all(content).unwrap();
+    file.sync_all().unwrap();
+}
