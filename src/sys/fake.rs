@@ -1,5 +1,5 @@
 //! A kernel that is only modelled: devices, mounts and paths in memory, with the semantics that the node relies on and
-//! a hook to make any call fail. For tests and for running without root; `tests/kernel_contract.rs` holds it to the
+//! a hook to make any call fail. For tests and for running without root; `tests/contracts` holds it to the
 //! real one.
 
 use std::{

@@ -4,6 +4,8 @@
 
 mod copies;
 mod crash;
+#[path = "../support/disk.rs"]
+mod disk;
 mod formats;
 mod growth;
 mod life;

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
 pub(crate) struct Ground {
     pub(crate) root: PathBuf,
     pub(crate) kind: Kind,
+    /// The disk that the pool lies on, where it has one of its own.
+    pub(crate) disk: Option<Disk>,
     /// Where health and metrics are served.
     pub(crate) http: &'static str,
     /// Lines added to the configuration, and to its pool.
@@ -54,25 +56,7 @@ pub(crate) struct Ground {
     _machine: MutexGuard<'static, ()>,
 }
 
-/// Runs a program: whether it ended well, and what it said.
-#[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
-pub(crate) fn try_run(program: &str, arguments: &[&str]) -> (bool, String) {
-    match Command::new(program).args(arguments).output() {
-        Err(error) => (false, format!("{program} must be installed: {error}")),
-        Ok(output) => {
-            let said = [output.stdout, output.stderr].concat();
-            (output.status.success(), String::from_utf8_lossy(&said).into_owned())
-        }
-    }
-}
-
-/// Runs a program that must end well.
-#[track_caller]
-pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
-    let (well, said) = try_run(program, arguments);
-    assert!(well, "{program} {arguments:?}: {said}");
-    said
-}
+pub(crate) use crate::disk::{Disk, run, text, try_run};
 
 impl Ground {
     pub(crate) fn new(kind: Kind) -> Self {
@@ -87,34 +71,19 @@ impl Ground {
             fs::create_dir(root.join(directory)).unwrap();
         }
         let pool_settings = "overcommit_percent = 10000\n".to_owned();
-        let ground =
-            Self { root, kind, http: "off", settings: String::new(), pool_settings, _machine: machine };
-        let pool = ground.pool();
-        match kind {
-            Kind::Image => {
-                let made = ground.lagan(&["pool", "init", &text(&pool), "--image", &format!("{mib}MiB")]);
-                assert!(made.status.success(), "{made:?}");
-            }
-            Kind::On(filesystem) => {
-                let image = ground.root.join("disk.img");
-                File::create(&image).unwrap().set_len(u64::from(mib) << 20).unwrap();
-                run(&format!("mkfs.{filesystem}"), &["-q", &text(&image)]);
-                fs::create_dir(ground.root.join("disk")).unwrap();
-                ground.mount_disk();
-                let made = ground.lagan(&["pool", "init", &text(&pool)]);
-                assert!(made.status.success(), "{made:?}");
-            }
-        }
+        let disk = match kind {
+            Kind::Image => None,
+            Kind::On(filesystem) => Some(Disk::new(&root, filesystem, mib)),
+        };
+        let (http, settings) = ("off", String::new());
+        let ground = Self { root, kind, disk, http, settings, pool_settings, _machine: machine };
+        let (pool, size) = (text(&ground.pool()), format!("{mib}MiB"));
+        let made = match kind {
+            Kind::Image => ground.lagan(&["pool", "init", &pool, "--image", &size]),
+            Kind::On(_) => ground.lagan(&["pool", "init", &pool]),
+        };
+        assert!(made.status.success(), "{made:?}");
         ground
-    }
-
-    /// Mounts the pool's disk, where it has one.
-    pub(crate) fn mount_disk(&self) {
-        run("mount", &["-o", "loop", &text(&self.root.join("disk.img")), &text(&self.root.join("disk"))]);
-    }
-
-    pub(crate) fn unmount_disk(&self) {
-        run("umount", &[&text(&self.root.join("disk"))]);
     }
 
     pub(crate) fn pool(&self) -> PathBuf {
@@ -269,10 +238,6 @@ impl Drop for Ground {
         }
         assert!(left.is_empty() || std::thread::panicking(), "mounts were left: {left:?}");
     }
-}
-
-pub(crate) fn text(path: &Path) -> String {
-    path.to_str().unwrap().to_owned()
 }
 
 /// A running driver and its clients. Dropping it kills it.

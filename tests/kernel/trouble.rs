@@ -98,26 +98,26 @@ async fn a_pool_that_is_gone_is_not_taken_for_an_empty_one() {
     let how = filesystem("ext4");
     let id = daemon.create("a", 16, &how).await.volume_id;
     daemon.kill();
-    let disk = ground.root.join("disk");
+    let disk = ground.disk.as_ref().unwrap();
     // Not mounted: an empty directory, or none at all, is where the pool was.
-    ground.unmount_disk();
+    disk.unmount();
     all_unavailable(&ground, &id).await;
-    fs::create_dir(disk.join("pool")).unwrap();
+    fs::create_dir(disk.point.join("pool")).unwrap();
     all_unavailable(&ground, &id).await;
-    assert_eq!(fs::read_dir(disk.join("pool")).unwrap().count(), 0, "nothing was made in its place");
+    assert_eq!(fs::read_dir(disk.point.join("pool")).unwrap().count(), 0, "nothing was made in its place");
     // Another pool in its place.
-    let made = ground.lagan(&["pool", "init", &text(&disk.join("pool"))]);
+    let made = ground.lagan(&["pool", "init", &text(&disk.point.join("pool"))]);
     assert!(made.status.success(), "{made:?}");
     all_unavailable(&ground, &id).await;
-    run("rm", &["-r", &text(&disk.join("pool"))]);
+    run("rm", &["-r", &text(&disk.point.join("pool"))]);
     // Mounted, but read-only.
-    run("mount", &["-o", "loop,ro", &text(&ground.root.join("disk.img")), &text(&disk)]);
+    disk.mount("loop,ro");
     all_unavailable(&ground, &id).await;
-    ground.unmount_disk();
+    disk.unmount();
     // Mounted late, under a driver that runs: it is found without a restart.
     let mut daemon = ground.start().await;
     check(daemon.controller.delete_volume(delete(&id)).await, Code::Unavailable);
-    ground.mount_disk();
+    disk.mount("loop");
     assert_eq!(daemon.create("a", 16, &how).await.volume_id, id);
     daemon.delete(&id).await;
     ground.account();

@@ -1,0 +1,10 @@
+//! One suite of promises over every kind of pool, and one over every kernel, the modelled ones included: a model that
+//! drifts from the real thing fails here. Needs root for the real ones.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../support/disk.rs"]
+mod disk;
+mod kernel;
+mod pool;
+mod rig;

@@ -1,0 +1,180 @@
+//! Pools and kernels, real and modelled, in one shape.
+
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lagan::{
+    bytes::Bytes,
+    digest::Digest,
+    filesystem::Filesystem,
+    id::{PoolId, VolumeId},
+    pool::{
+        Pool, Progress, Role,
+        fake::{FakeDisk, FakePool},
+        file::{self, FilePool, Settings},
+        record::{Asked, Content, Timestamp, Volume},
+    },
+    sys::{cmd::Commands, fake::FakeKernel, kernel::Kernel, mount::Linux},
+};
+
+use crate::disk::{Disk, text, try_run};
+
+/// Loop devices are one for the whole machine: one test at a time.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// How the blocks of a volume are reached beside the pool.
+enum Blocks {
+    Fake(FakeDisk),
+    Files(PathBuf),
+}
+
+pub(crate) struct Rig {
+    pub(crate) name: &'static str,
+    pub(crate) pool: Arc<dyn Pool>,
+    pub(crate) kernel: Arc<dyn Kernel>,
+    /// A directory below which targets may lie.
+    pub(crate) targets: String,
+    blocks: Blocks,
+    reopen: Box<dyn Fn() -> Arc<dyn Pool> + Send + Sync>,
+    root: PathBuf,
+    disk: Option<Disk>,
+    _machine: MutexGuard<'static, ()>,
+}
+
+/// Every kind, one after the other.
+pub(crate) const KINDS: [&str; 4] = ["fake", "file on xfs", "file on ext4", "file on btrfs"];
+
+impl Rig {
+    pub(crate) fn new(name: &'static str) -> Self {
+        let machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = tempfile::Builder::new().prefix("lagan-test-").tempdir_in("/var/tmp").unwrap().keep();
+        let targets = text(&root.join("targets"));
+        fs::create_dir(&targets).unwrap();
+        if name == "fake" {
+            let (disk, kernel) = (FakeDisk::new(Bytes::gib(100)), FakeKernel::new(&[&targets]));
+            let open = {
+                let (disk, kernel) = (disk.clone(), kernel.clone());
+                move || Arc::new(FakePool::new(disk.clone(), kernel.clone())) as Arc<dyn Pool>
+            };
+            let (pool, kernel, blocks) = (open(), Arc::new(kernel), Blocks::Fake(disk));
+            let reopen = Box::new(open);
+            return Self { name, pool, kernel, targets, blocks, reopen, root, disk: None, _machine: machine };
+        }
+        let commands = Arc::new(Commands::find());
+        let (disk, path, files, image) = match name.rsplit(' ').next().unwrap() {
+            "xfs" => (None, root.join("pool"), root.join("pool/fs/volumes"), Some(Bytes::gib(4))),
+            other => {
+                let disk = Disk::new(&root, other, 4096);
+                let path = disk.point.join("pool");
+                (Some(disk), path.clone(), path.join("volumes"), None)
+            }
+        };
+        file::init(&path, "machine", image, &commands).unwrap();
+        let settings = Settings {
+            path,
+            machine: "machine".into(),
+            reserve_percent: 5,
+            overcommit_percent: 1000,
+            freeze_limit: Duration::from_secs(5),
+            templates: 4,
+        };
+        let open = {
+            let commands = Arc::clone(&commands);
+            move || {
+                let opened = FilePool::open(settings.clone(), Role::Both, None, Arc::clone(&commands), None);
+                Arc::new(opened.unwrap()) as Arc<dyn Pool>
+            }
+        };
+        let kernel = Arc::new(Linux::new(&[PathBuf::from(&targets)], commands));
+        let (pool, blocks, reopen) = (open(), Blocks::Files(files), Box::new(open));
+        Self { name, pool, kernel, targets, blocks, reopen, root, disk, _machine: machine }
+    }
+
+    /// The same pool under a new process: nothing that was remembered is left.
+    pub(crate) fn reopen(&mut self) {
+        // The locks of the old one go with it.
+        self.pool = Arc::new(FakePool::new(FakeDisk::new(Bytes::ZERO), FakeKernel::new(&[])));
+        self.pool = (self.reopen)();
+    }
+
+    /// Writes to a volume that nobody uses.
+    pub(crate) fn write(&self, id: VolumeId, content: &[u8]) {
+        match &self.blocks {
+            Blocks::Fake(disk) => disk.write(id, content),
+            Blocks::Files(files) => {
+                let path = files.join(format!("{}.raw", id.uuid.simple()));
+                let file = fs::File::options().write(true).open(path).unwrap();
+                // Behind anything that a filesystem keeps at its beginning.
+                file.write_all_at(content, 8 << 20).unwrap();
+                file.sync_all().unwrap();
+            }
+        }
+    }
+
+    /// Reads as much of a volume that nobody uses.
+    pub(crate) fn read(&self, id: VolumeId, length: usize) -> Vec<u8> {
+        match &self.blocks {
+            Blocks::Fake(disk) => disk.read(id).unwrap(),
+            Blocks::Files(files) => {
+                let path = files.join(format!("{}.raw", id.uuid.simple()));
+                let mut content = vec![0; length];
+                fs::File::open(path).unwrap().read_exact_at(&mut content, 8 << 20).unwrap();
+                content
+            }
+        }
+    }
+
+    /// A volume that is to be made.
+    pub(crate) fn volume(&self, name: &str, content: Content) -> Volume {
+        Volume {
+            id: VolumeId::random(self.pool.id()),
+            name: name.into(),
+            size: Bytes::mib(320),
+            content,
+            block: content == Content::Raw,
+            source: None,
+            asked: Asked { required: Bytes::ZERO, limit: Bytes::ZERO, digest: Digest::of([]) },
+            created: Timestamp::now(),
+            grants: Vec::new(),
+        }
+    }
+
+    /// Makes a volume.
+    pub(crate) async fn create(&self, name: &str, content: Content) -> Volume {
+        let volume = self.volume(name, content);
+        self.pool.create_volume(&volume, &progress()).await.unwrap();
+        volume
+    }
+}
+
+pub(crate) fn progress() -> Arc<Progress> {
+    Arc::default()
+}
+
+pub(crate) fn nowhere() -> VolumeId {
+    VolumeId::random(PoolId::random())
+}
+
+pub(crate) const EXT4: Content = Content::Filesystem(Filesystem::Ext4);
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.pool = Arc::new(FakePool::new(FakeDisk::new(Bytes::ZERO), FakeKernel::new(&[])));
+        let image = text(&self.root.join("pool/fs"));
+        if self.name == "file on xfs" {
+            drop(try_run("umount", &[&image]));
+        }
+        match &self.disk {
+            Some(disk) if std::thread::panicking() => drop(try_run("umount", &[&text(&disk.point)])),
+            Some(disk) => disk.unmount(),
+            None => {}
+        }
+        let (removed, said) = try_run("rm", &["-rf", "--one-file-system", &text(&self.root)]);
+        assert!(removed || std::thread::panicking(), "{}: {said}", self.name);
+    }
+}
