@@ -12,5 +12,6 @@ mod life;
 #[path = "../support/requests.rs"]
 mod requests;
 mod rig;
+mod secrets;
 mod split;
 mod trouble;

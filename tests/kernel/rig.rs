@@ -133,18 +133,43 @@ impl Ground {
     }
 
     /// Starts a daemon without waiting for it.
-    #[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        self.spawn_in("true", arguments)
+    }
+
+    /// The same in a mount namespace of its own, once `prelude` has been run there by a shell.
+    #[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
+    pub(crate) fn spawn_in(&self, prelude: &str, arguments: &[&str]) -> Child {
         let config = text(&self.write_config());
-        let log = File::options().create(true).append(true).open(self.root.join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lagan"));
-        command.args(["--config", &config, "serve", "--log-level", "debug"]).args(arguments);
+        let log = File::options().create(true).append(true).open(self.log()).unwrap();
+        let mut lagan = vec![env!("CARGO_BIN_EXE_lagan"), "--config", &config, "serve"];
+        if !arguments.contains(&"--log-level") {
+            lagan.extend(["--log-level", "debug"]);
+        }
+        let mut command = if prelude == "true" {
+            Command::new(lagan[0])
+        } else {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", &format!("{prelude} && exec \"$0\" \"$@\""), lagan[0]]);
+            command
+        };
+        command.args(&lagan[1..]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
     /// Starts the driver and waits until it answers.
     pub(crate) async fn start(&self) -> Daemon {
         self.start_as("all", "csi.sock").await
+    }
+
+    /// Waits until a driver on the usual socket answers.
+    pub(crate) async fn connect(&self, child: Child) -> Daemon {
+        Daemon::connect(child, self.root.join("csi.sock"), self.log()).await
+    }
+
+    /// Starts the driver with more arguments; the last of a kind wins.
+    pub(crate) async fn start_with(&self, arguments: &[&str]) -> Daemon {
+        self.connect(self.spawn(arguments)).await
     }
 
     /// Starts one role on a socket of its own.
@@ -299,14 +324,20 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// A number that it shows over HTTP.
-    pub(crate) fn metric(&self, name: &str) -> u64 {
+    /// What it shows over HTTP.
+    pub(crate) fn metrics(&self) -> String {
         use std::io::Write;
 
         let mut stream = std::net::TcpStream::connect(HTTP).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// One number of it.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let text = self.metrics();
         let line = text.lines().find(|line| line.starts_with(name));
         line.unwrap_or_else(|| panic!("{name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
     }

@@ -278,3 +278,27 @@ async fn a_state_directory_that_cannot_be_written() {
     let said = fs::read_to_string(ground.root.join("log")).unwrap();
     assert!(said.contains("state_dir") && said.contains("make it writable"), "{said}");
 }
+
+#[tokio::test]
+async fn a_host_that_lacks_something_is_told_what() {
+    let ground = Ground::new(Kind::Image);
+    let refused = |prelude: &str, expected: &str| {
+        assert_eq!(ground.spawn_in(prelude, &[]).wait().unwrap().code(), Some(1), "{prelude}");
+        let said = fs::read_to_string(ground.root.join("log")).unwrap();
+        assert!(said.lines().last().unwrap().contains(expected), "{expected} in {said}");
+    };
+    refused("mount -t tmpfs tmpfs /dev", "load the kernel module `loop`");
+    refused("mount --bind /dev/null /etc/machine-id", "/etc/machine-id");
+    // A tool that is missing is missed when it is needed, and then by the name of its package.
+    let child = ground.spawn_in("mount --bind /dev/null /usr/sbin/mkfs.btrfs", &[]);
+    let mut daemon = ground.connect(child).await;
+    let create = |name: &str, mib| create_with(name, mib * MIB, &filesystem(name));
+    let said = check(daemon.controller.create_volume(create("btrfs", 128)).await, Code::Unavailable);
+    assert!(said.contains("install the package btrfs-progs"), "{said}");
+    check(daemon.controller.create_volume(create("ext4", 16)).await, Code::Ok);
+    let report = ground.lagan(&["doctor"]);
+    let said = String::from_utf8_lossy(&report.stdout).into_owned();
+    for line in ["kernel", "loop devices", "mke2fs", "pool p", "daemon"] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+}

@@ -1,0 +1,54 @@
+# `make demo` and `make test` are all that a newcomer needs: each installs what is missing, builds, and runs.
+
+SHELL := /bin/bash
+# What must be root runs through this; everything is built by whoever calls.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner = "$(SUDO)"')
+LAGAN := target/release/lagan
+# A Go that .ci/prepare had to fetch comes first.
+export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
+
+.PHONY: help build demo test lint unit kernel sanity bench audit clean
+
+help: ## Say what there is
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build the one binary, target/release/lagan
+	@.ci/prepare build
+	cargo build --release --locked
+
+demo: build ## Show the main job on a throw-away pool
+	$(SUDO) $(LAGAN) demo
+
+test: ## Run every test
+	@.ci/prepare build test
+	@$(MAKE) --no-print-directory lint unit kernel sanity
+
+lint: ## Formatting, lints, documentation
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
+	cargo test --locked --lib --bins --doc
+	cargo test --locked --test api --test architecture --test proto --test cli
+
+kernel: ## Tests on real loop devices and filesystems, as root
+	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel
+
+sanity: ## The real csi-sanity, eight runs, as root
+	cargo build --release --locked
+	cd csi-sanity && go build -o ../target/ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
+	cd csi-sanity && go test -c -o ../target/csi-sanity-extra .
+	$(SUDO) csi-sanity/run
+
+bench: build ## Measure beside a baseline in the same run, as root
+	cargo bench $(AS_ROOT) --locked --bench compare
+
+audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)
+	@.ci/prepare build
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny@0.18.9
+	cargo deny --locked check licenses bans sources
+
+clean: ## Remove what was built
+	cargo clean
