@@ -47,7 +47,7 @@ bench: build ## Measure beside a baseline in the same run, as root
 
 audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)
 	@.ci/prepare build
-	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny@0.18.9
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny@0.20.2
 	cargo deny --locked check licenses bans sources
 
 clean: ## Remove what was built

@@ -310,9 +310,11 @@ async fn register_engine(engine: &Engine, registry: &mut Registry) {
     gauge("volumes", "Volumes in open pools", counts.volumes);
     gauge("volumes_published", "Volumes published to a node", counts.granted);
     gauge("snapshots", "Snapshots in open pools", counts.snapshots);
+    let flushes = Family::<PoolLabel, Counter>::default();
     let families: [Family<PoolLabel, Gauge>; 4] = std::array::from_fn(|_| Family::default());
     for pool in engine.pool_states().await {
         let label = PoolLabel { pool: pool.name.to_string() };
+        flushes.get_or_create(&label).inc_by(pool.flushes);
         families[0].get_or_create(&label).set(i64::from(pool.room.is_some()));
         if let Some((capacity, committed)) = pool.room {
             families[1].get_or_create(&label).set(capacity.total.signed());
@@ -321,6 +323,7 @@ async fn register_engine(engine: &Engine, registry: &mut Registry) {
         }
     }
     let [open, total, free, committed] = families;
+    registry.register("pool_flushes", "Flushes to the pool's disk", flushes);
     registry.register("pool_open", "1 where the pool can be used", open);
     registry.register("pool_bytes_total", "Space of the pool", total);
     registry.register("pool_bytes_free", "Free space of the pool", free);

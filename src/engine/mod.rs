@@ -90,6 +90,8 @@ pub struct PoolState {
     pub name: PoolName,
     /// Its capacity, and what of it is promised; `None` where it cannot be used.
     pub room: Option<(Capacity, Bytes)>,
+    /// Flushes to its disk since it was opened.
+    pub flushes: u64,
 }
 
 impl Engine {
@@ -132,11 +134,14 @@ impl Engine {
     pub async fn pool_states(&self) -> Vec<PoolState> {
         let mut states = Vec::new();
         for (name, pool) in self.inner.pools.all().await {
-            let room = match pool {
-                Ok(pool) => pool.capacity().await.ok().map(|room| (room, self.index().committed(pool.id()))),
-                Err(_closed) => None,
+            let (room, flushes) = match pool {
+                Ok(pool) => {
+                    let room = pool.capacity().await.ok();
+                    (room.map(|room| (room, self.index().committed(pool.id()))), pool.flushes())
+                }
+                Err(_closed) => (None, 0),
             };
-            states.push(PoolState { name, room });
+            states.push(PoolState { name, room, flushes });
         }
         states
     }

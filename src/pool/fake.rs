@@ -168,6 +168,10 @@ impl Pool for FakePool {
         self.disk.id
     }
 
+    fn flushes(&self) -> u64 {
+        0
+    }
+
     async fn capacity(&self) -> Result<Capacity> {
         self.fault("capacity", true).await?;
         Ok(Capacity {

@@ -179,6 +179,9 @@ pub trait Pool: Send + Sync {
     /// The pool's identity.
     fn id(&self) -> PoolId;
 
+    /// Flushes to its disk so far: what changes have cost.
+    fn flushes(&self) -> u64;
+
     /// Room in the pool. Cheap: asked before every creation.
     async fn capacity(&self) -> Result<Capacity>;
 

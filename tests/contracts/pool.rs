@@ -198,3 +198,39 @@ async fn capacity_adds_up() {
         assert!(room.maximum >= Bytes::gib(1), "{kind}");
     }
 }
+
+/// The guard against costs that creep in: each change is one flush, however it is stored.
+#[tokio::test]
+async fn a_change_costs_one_flush() {
+    for kind in KINDS.into_iter().filter(|kind| *kind != "fake") {
+        let rig = Rig::new(kind);
+        // The third of a kind: a template is at hand.
+        for name in ["a", "b"] {
+            rig.create(name, EXT4).await;
+        }
+        let mut before = rig.pool.flushes();
+        let mut cost = |rig: &Rig| {
+            let now = rig.pool.flushes();
+            now - std::mem::replace(&mut before, now)
+        };
+        let mut volume = rig.create("c", EXT4).await;
+        assert_eq!(cost(&rig), 1, "{kind}: create");
+        rig.create("raw", Content::Raw).await;
+        assert_eq!(cost(&rig), 1, "{kind}: create raw");
+        let cut = rig.pool.create_snapshot(&snapshot_of(&volume, "s"), &progress()).await.unwrap();
+        assert_eq!(cost(&rig), 1, "{kind}: snapshot");
+        let copy = Volume { source: Some(Source::Snapshot(cut.id)), ..rig.volume("r", EXT4) };
+        rig.pool.create_volume(&copy, &progress()).await.unwrap();
+        assert_eq!(cost(&rig), 1, "{kind}: restore");
+        rig.pool.update_volume(&volume).await.unwrap();
+        assert_eq!(cost(&rig), 1, "{kind}: record");
+        volume.size = Bytes::mib(400);
+        rig.pool.grow_volume(&volume).await.unwrap();
+        assert_eq!(cost(&rig), 1, "{kind}: growth");
+        rig.pool.delete_volume(volume.id).await.unwrap();
+        assert_eq!(cost(&rig), 1, "{kind}: delete");
+        drop(rig.pool.list().await.unwrap());
+        rig.pool.capacity().await.unwrap();
+        assert_eq!(cost(&rig), 0, "{kind}: looking");
+    }
+}

@@ -145,12 +145,6 @@ impl FilePool {
         self.inner.reflink
     }
 
-    /// Flushes to disk so far: what a change costs.
-    #[must_use]
-    pub fn flushes(&self) -> u64 {
-        self.inner.store.flushes()
-    }
-
     /// Runs a blocking step on a thread for such steps.
     async fn run<T: Send + 'static>(
         &self,
@@ -297,6 +291,10 @@ impl Inner {
 impl Pool for FilePool {
     fn id(&self) -> PoolId {
         self.inner.store.pool
+    }
+
+    fn flushes(&self) -> u64 {
+        self.inner.store.flushes()
     }
 
     async fn capacity(&self) -> Result<Capacity> {
