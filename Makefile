@@ -30,7 +30,8 @@ lint: ## Formatting, lints, documentation
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
-	cargo test --locked --lib --bins --doc
+	cargo test --locked --lib
+	cargo test --locked --doc
 	cargo test --locked --test api --test architecture --test proto --test cli
 
 kernel: ## Tests on real loop devices and filesystems, as root

@@ -25,7 +25,10 @@ use lagan::proto::{
     volume_capability::access_mode::Mode,
 };
 
-use requests::{block, create_with, delete, from_snapshot, from_volume};
+use requests::{
+    block, create_with, delete, from_snapshot, from_volume, hide_at, publish_with, show_at, stage_at,
+    unpublish_from, unstage_at,
+};
 use rig::{Daemon, Ground, HTTP, Kind, MIB, filesystem, run, text};
 
 const ROUNDS: usize = 15;
@@ -59,7 +62,7 @@ async fn main() {
     println!("kernel {}, {}", lagan::sys::host::kernel_release(), load());
     let mut ground = Ground::sized(Kind::Image, 12 << 10);
     ground.http = HTTP;
-    let mut daemon = ground.start().await;
+    let mut daemon = start(&ground).await;
     memory("idle, no volume", &daemon);
     floors(&ground, &mut daemon).await;
     life(&ground, &mut daemon).await;
@@ -68,6 +71,11 @@ async fn main() {
     let daemon = many(&ground, daemon).await;
     drop(daemon);
     println!("\n{}", load());
+}
+
+/// The driver as it is run for real, its log included.
+async fn start(ground: &Ground) -> Daemon {
+    ground.start_with(&["--log-level", "info"]).await
 }
 
 fn load() -> String {
@@ -113,10 +121,10 @@ async fn floors(ground: &Ground, daemon: &mut Daemon) {
     }
 }
 
-/// Create, stage and publish an ext4 volume, and the same by the commands that other drivers run.
+/// An ext4 volume created, staged and published, and the same by the commands that other drivers run.
 async fn life(ground: &Ground, daemon: &mut Daemon) {
     title(
-        "An ext4 volume: create, publish, stage, show; beside truncate, losetup, mkfs.ext4, mount, mount --bind",
+        "An ext4 volume: CreateVolume, NodeStage, NodePublish; beside truncate, losetup, mkfs.ext4, mount, mount --bind",
     );
     let how = filesystem("ext4");
     for gib in [1, 100] {
@@ -126,54 +134,83 @@ async fn life(ground: &Ground, daemon: &mut Daemon) {
         }
         let before =
             (daemon.metric("lagan_programs_started_total"), daemon.metric("lagan_pool_flushes_total"));
-        let (mut ours, mut creates, mut theirs, mut undo) =
-            (Vec::new(), Vec::new(), Vec::new(), [vec![], vec![]]);
+        let mut ours: [Vec<Duration>; 4] = std::array::from_fn(|_| Vec::new());
+        let (mut sums, mut theirs, mut undo) = (Vec::new(), Vec::new(), [vec![], vec![]]);
         for n in 0..ROUNDS {
             let name = format!("life{n}");
-            let (id, created) = timed(daemon.create(&name, gib << 10, &how)).await;
-            let (_, shown) = timed(daemon.show(ground, &id.volume_id, &name, &how)).await;
-            creates.push(created);
-            ours.push(created + shown);
-            let hide = async {
-                daemon.hide(ground, &id.volume_id, &name).await;
-                daemon.delete(&id.volume_id).await;
-            };
-            undo[0].push(timed(hide).await.1);
+            let steps = one_life(ground, daemon, &name, gib << 10, &how).await;
+            sums.push(steps[0] + steps[2] + steps[3]);
+            undo[0].push(steps[4]);
+            for (ours, step) in ours.iter_mut().zip(steps) {
+                ours.push(step);
+            }
             let (up, down) = by_hand(ground, gib);
             theirs.push(up);
             undo[1].push(down);
         }
-        let rounds = ROUNDS as u64;
+        let flushes = (daemon.metric("lagan_pool_flushes_total") - before.1) / ROUNDS as u64;
         let programs = daemon.metric("lagan_programs_started_total") - before.0;
-        let flushes = (daemon.metric("lagan_pool_flushes_total") - before.1) / rounds;
+        let [create, grant, stage, publish] = ours.map(|times| millis(median(times)));
         let [back, their_back] = undo.map(median);
-        let (ours, theirs) = (median(ours), median(theirs));
-        let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
+        compare(&format!("{gib} GiB, there"), median(sums), median(theirs));
+        compare(&format!("{gib} GiB, and back (unpublish, unstage)"), back, their_back);
         report(
-            &format!("{gib} GiB, there"),
-            &format!("{:.2} ms, by hand {:.2} ms: {ratio:.1} times faster", millis(ours), millis(theirs)),
+            "  of which",
+            &format!("create {create:.2}, stage {stage:.2}, publish {publish:.2} ms; grant {grant:.2}"),
         );
-        let ratio = their_back.as_secs_f64() / back.as_secs_f64();
         report(
-            &format!("{gib} GiB, and back"),
-            &format!("{:.2} ms, by hand {:.2} ms: {ratio:.1} times faster", millis(back), millis(their_back)),
-        );
-        report(&format!("{gib} GiB, CreateVolume alone"), &format!("{:.2} ms", millis(median(creates))));
-        report(
-            &format!("{gib} GiB, programs started in {ROUNDS} lives"),
-            &format!("{programs}; flushes in one: {flushes} (create, publish, unpublish, delete)"),
+            &format!("  programs started in {ROUNDS} lives"),
+            &format!("{programs}; flushes in one: {flushes} (create, grant, take back, delete)"),
         );
     }
+}
+
+fn compare(what: &str, ours: Duration, theirs: Duration) {
+    let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
+    report(
+        what,
+        &format!("{:.2} ms, by hand {:.2} ms: {ratio:.1} times faster", millis(ours), millis(theirs)),
+    );
+}
+
+/// Create, grant, stage, publish, and unpublish with unstage; the rest of the way back is not timed.
+async fn one_life(
+    ground: &Ground,
+    daemon: &mut Daemon,
+    name: &str,
+    mib: i64,
+    how: &VolumeCapability,
+) -> [Duration; 5] {
+    let (staging, target) = (ground.path(&format!("{name}-staging")), ground.path(name));
+    let (volume, create) = timed(daemon.create(name, mib, how)).await;
+    let id = volume.volume_id;
+    let request = publish_with(&id, how);
+    let (granted, grant) = timed(daemon.controller.controller_publish_volume(request)).await;
+    granted.unwrap();
+    let (staged, stage) = timed(daemon.node.node_stage_volume(stage_at(&id, &staging, how))).await;
+    staged.unwrap();
+    let request = show_at(&id, &staging, &target, how);
+    let (published, publish) = timed(daemon.node.node_publish_volume(request)).await;
+    published.unwrap();
+    let back = async {
+        daemon.node.node_unpublish_volume(hide_at(&id, &target)).await.unwrap();
+        daemon.node.node_unstage_volume(unstage_at(&id, &staging)).await.unwrap();
+    };
+    let ((), back) = timed(back).await;
+    daemon.controller.controller_unpublish_volume(unpublish_from(&id, "")).await.unwrap();
+    daemon.delete(&id).await;
+    [create, grant, stage, publish, back]
 }
 
 fn by_hand(ground: &Ground, gib: i64) -> (Duration, Duration) {
     let file = text(&ground.volumes().join("by-hand"));
     let (stage, shown) = (ground.path("by-hand-staging"), ground.path("by-hand"));
+    fs::create_dir(&stage).unwrap();
+    fs::create_dir(&shown).unwrap();
     let begun = Instant::now();
     run("truncate", &["-s", &format!("{gib}G"), &file]);
     let device = run("losetup", &["-f", "--show", "--direct-io=on", &file]).trim().to_owned();
     run("mkfs.ext4", &["-q", &device]);
-    run("mkdir", &[&stage, &shown]);
     run("mount", &[&device, &stage]);
     run("mount", &["--bind", &stage, &shown]);
     let up = begun.elapsed();
@@ -181,9 +218,11 @@ fn by_hand(ground: &Ground, gib: i64) -> (Duration, Duration) {
     run("umount", &[&shown]);
     run("umount", &[&stage]);
     run("losetup", &["-d", &device]);
-    run("rmdir", &[&stage, &shown]);
-    run("rm", &[&file]);
-    (up, begun.elapsed())
+    let down = begun.elapsed();
+    fs::remove_dir(&stage).unwrap();
+    fs::remove_dir(&shown).unwrap();
+    fs::remove_file(&file).unwrap();
+    (up, down)
 }
 
 /// Snapshot, restore and clone of volumes that hold 16 MiB, at two lengths.
@@ -280,7 +319,7 @@ async fn many(ground: &Ground, mut daemon: Daemon) -> Daemon {
             );
         }
         daemon.kill();
-        let (started, took) = timed(ground.start()).await;
+        let (started, took) = timed(start(ground)).await;
         daemon = started;
         report(&format!("from start to first answer with {target}"), &format!("{:.0} ms", millis(took)));
         memory(&format!("idle, {target} volumes"), &daemon);

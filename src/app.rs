@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use rustix::{fs::Mode as FileMode, process};
 
 use crate::{
+    blocking::blocking,
     config::{Config, Mode, PoolConfig},
     csi::{self, Services, Topology},
     engine::{self, Engine, accountant::Facts, work::Work},
@@ -24,7 +25,6 @@ use crate::{
     },
     server,
     sys::{
-        blocking::blocking,
         cmd::{Commands, Tool},
         file::Directory,
         host,

@@ -9,6 +9,9 @@ pub mod error;
 pub mod filesystem;
 pub mod id;
 
+// The bridge between asynchronous code and calls that block.
+pub mod blocking;
+
 // The raw operating system.
 pub mod sys;
 

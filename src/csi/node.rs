@@ -4,6 +4,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{Call, Edge, answers, fields, note, status};
 use crate::{
+    blocking::apart,
     engine::locks::{Key, Mode},
     error::{Error, ErrorKind, Result as OurResult},
     id::VolumeId,
@@ -139,7 +140,8 @@ impl NodeRpc for NodeService {
         };
         let (id, path) = parse().map_err(status)?;
         note("volume", &id);
-        let usage = self.node.usage(id, path).await.map_err(status)?;
+        let (node, path) = (self.node.clone(), path.to_owned());
+        let usage = apart(async move { node.usage(id, &path).await }).await.map_err(status)?;
         Ok(Response::new(NodeGetVolumeStatsResponse { usage: answers::usage(&usage) }))
     }
 
@@ -150,8 +152,9 @@ impl NodeRpc for NodeService {
         let request = request.into_inner();
         let id = fields::existing_volume(&request.volume_id).map_err(status)?;
         note("volume", &id);
-        let paths = [request.staging_target_path.as_str(), request.volume_publish_path.as_str()];
-        let illness = self.node.examine(id, &paths).await.map_err(status)?;
+        let (node, paths) = (self.node.clone(), [request.staging_target_path, request.volume_publish_path]);
+        let examine = async move { node.examine(id, &paths.each_ref().map(String::as_str)).await };
+        let illness = apart(examine).await.map_err(status)?;
         let volume_health = Some(answers::health(request.volume_id, &illness.troubles));
         Ok(Response::new(NodeGetVolumeHealthResponse { volume_health }))
     }

@@ -218,11 +218,9 @@ struct Promise {
 
 impl Engine {
     /// Promises space in a pool, where it has any left.
-    async fn promise(&self, pool: &Arc<dyn Pool>, amount: Bytes) -> Result<Promise> {
-        let capacity = pool.capacity().await?;
-        let id = pool.id();
+    fn promise(&self, id: PoolId, capacity: &Capacity, amount: Bytes) -> Result<Promise> {
         let mut index = self.index();
-        plan::admit(&capacity, index.committed(id), amount)?;
+        plan::admit(capacity, index.committed(id), amount)?;
         index.commit(id, amount);
         drop(index);
         Ok(Promise { engine: self.clone(), pool: id, amount })

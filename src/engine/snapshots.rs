@@ -47,7 +47,7 @@ impl Engine {
         }
         let (pool, volume) = self.volume(wanted.volume).await?;
         // What it will keep is known when it is cut; the pool must have room at all.
-        let promise = self.promise(&pool, Bytes::ZERO).await?;
+        let promise = self.promise(pool.id(), &pool.capacity().await?, Bytes::ZERO)?;
         let snapshot = Snapshot {
             id: SnapshotId::random(pool.id()),
             name: wanted.name.clone(),

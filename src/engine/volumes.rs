@@ -72,7 +72,7 @@ impl Engine {
         let (content, block) = plan::content(wanted, source.as_ref())?;
         let capacity = pool.capacity().await?;
         let size = plan::size(wanted, content, source.as_ref(), capacity.maximum)?;
-        let promise = self.promise(&pool, size).await?;
+        let promise = self.promise(pool.id(), &capacity, size)?;
         let asked = Asked {
             required: wanted.required.unwrap_or_default(),
             limit: wanted.limit.unwrap_or_default(),
@@ -190,8 +190,8 @@ impl Engine {
     ) -> Result<Arc<Volume>> {
         let (pool, volume) = self.volume(id).await?;
         let out_of_range = |what: String| Error::new(ErrorKind::OutOfRange, what);
-        let maximum = pool.capacity().await?.maximum;
-        let size = required.round_up(BLOCK).filter(|size| *size <= maximum);
+        let capacity = pool.capacity().await?;
+        let size = required.round_up(BLOCK).filter(|size| *size <= capacity.maximum);
         let size =
             size.ok_or_else(|| out_of_range(format!("{required} is more than a volume here can have")))?;
         let size = size.max(volume.size);
@@ -203,7 +203,7 @@ impl Engine {
         if size == volume.size {
             return Ok(volume);
         }
-        let promise = self.promise(&pool, size.minus(volume.size)).await?;
+        let promise = self.promise(pool.id(), &capacity, size.minus(volume.size))?;
         let grown = Volume { size, ..(*volume).clone() };
         pool.grow_volume(&grown).await?;
         drop(promise);

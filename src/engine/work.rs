@@ -19,10 +19,10 @@ use std::{
 };
 
 use tokio::sync::{Notify, watch};
-use tracing::Instrument;
 
 use super::locks::{Guard, Key, Locks, Mode};
 use crate::{
+    blocking::detach,
     bytes::Bytes,
     digest::Digest,
     error::{Error, ErrorKind, Result},
@@ -155,7 +155,7 @@ impl Work {
             drop(leave);
             sender.send_replace(Some(result));
         };
-        drop(tokio::spawn(detached.in_current_span()));
+        drop(detach(detached));
         Ok(answer)
     }
 

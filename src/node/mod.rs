@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::{
+    blocking::blocking,
     capability::{Access, Capability},
     error::{Chain, Doing, Error, ErrorKind, Result},
     filesystem::Filesystem,
@@ -16,7 +17,6 @@ use crate::{
         set::Pools,
     },
     sys::{
-        blocking::blocking,
         device::DeviceNumber,
         kernel::{Attributes, Kernel, MountedAt, Seen},
         superblock::Contents,

@@ -188,6 +188,12 @@ impl LoopDevice {
         Ok(Self { file, number })
     }
 
+    /// N of /dev/loopN.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.number
+    }
+
     /// What it is bound to now; `None` where to nothing.
     ///
     /// # Errors

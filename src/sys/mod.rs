@@ -1,6 +1,5 @@
 //! The raw operating system: what the kernel offers, as safe functions that know nothing of volumes or CSI.
 
-pub mod blocking;
 pub mod cmd;
 pub mod device;
 pub mod fake;

@@ -1,5 +1,13 @@
-//! Loop devices of volumes. What is attached is asked of the kernel, by the inode behind each device.
+//! Loop devices of volumes. What is attached is asked of the kernel each time, by the inode behind each device; what is
+//! remembered here only says where to ask first, so that the answer does not take longer the more devices there are.
 
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::store::{Store, file_name, uuid_of};
@@ -8,8 +16,8 @@ use crate::{
     id::VolumeId,
     pool::{Attach, Attached, Detached, Held},
     sys::{
-        device::{DeviceNumber, Inode},
-        file::Access,
+        device::{Device, DeviceNumber, Inode},
+        file::{Access, sole_use},
         loopdev::{self, Binding, Bound, LoopDevice, Release},
     },
 };
@@ -19,86 +27,144 @@ fn label_prefix(uuid: Uuid) -> String {
     format!("lagan:{}:", uuid.simple())
 }
 
-/// Makes a device for a volume.
-pub(super) fn attach(store: &Store, id: VolumeId, how: &Attach) -> Result<Held> {
-    let what = || format!("attach {id}");
-    let access = if how.read_only { Access::Read } else { Access::Write };
-    let file = store.open_file(&store.volumes, id.uuid, access)?;
-    let label = label_prefix(id.uuid) + &how.label;
-    let binding = Binding { read_only: how.read_only, autoclear: how.transient, label: &label };
-    let device = loopdev::bind(&file, &binding).map_err(|error| match error.kind() {
-        std::io::ErrorKind::Unsupported => Error::io(what(), error).as_kind(ErrorKind::Unavailable),
-        _ => Error::io(what(), error),
-    })?;
-    let attached =
-        Attached { device: device.device().doing(what)?, transient: how.transient, label: how.label.clone() };
-    Ok(Held { attached, guard: Box::new(device) })
+/// The devices of a pool's volumes.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    /// Numbers of the devices that a volume had last.
+    hints: Mutex<HashMap<Uuid, Vec<u32>>>,
 }
 
-/// The devices bound to the file of a volume. Where the file is gone, those that we once bound to it.
-fn bound(store: &Store, id: VolumeId) -> Result<Vec<Bound>> {
-    let what = || format!("look for devices of {id}");
-    let name = file_name(id.uuid);
-    let backing = store.volumes.stat(&name).doing(what)?.map(|stat| stat.inode);
-    let found = loopdev::list(|candidate| candidate == name).doing(what)?.into_iter().map(|(_, bound)| bound);
-    let ours = |bound: &Bound| match backing {
-        Some(backing) => bound.backing == backing,
-        None => bound.label.starts_with(&label_prefix(id.uuid)),
-    };
-    Ok(found.filter(ours).collect())
-}
-
-/// The devices that stand for a volume.
-pub(super) fn attached(store: &Store, id: VolumeId) -> Result<Vec<Attached>> {
-    let bound = bound(store, id)?;
-    bound.iter().filter_map(|bound| describe(bound, id.uuid).transpose()).collect()
-}
-
-/// `None` where the device was unbound meanwhile.
-fn describe(bound: &Bound, uuid: Uuid) -> Result<Option<Attached>> {
-    let open = LoopDevice::open(bound.number).and_then(|open| Ok((open.bound()?, open.device()?)));
-    match open {
-        Ok((Some(now), device)) if now.backing == bound.backing => Ok(Some(Attached {
-            device,
-            transient: bound.autoclear,
-            label: bound.label.strip_prefix(&label_prefix(uuid)).unwrap_or_default().to_owned(),
-        })),
-        Ok(_) => Ok(None),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => Ok(None),
-        Err(error) => Err(Error::io(format!("look at loop device {}", bound.number), error)),
+impl Devices {
+    fn hints(&self) -> MutexGuard<'_, HashMap<Uuid, Vec<u32>>> {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Takes devices of a volume away.
-pub(super) fn detach(store: &Store, id: VolumeId, which: Option<DeviceNumber>) -> Result<Detached> {
-    let what = || format!("detach {id}");
-    let mut all = Detached::Done;
-    for bound in bound(store, id)? {
-        let device = LoopDevice::open(bound.number).doing(what)?;
-        let number = match device.device() {
-            Ok(device) => device.number,
-            // Unbound since it was listed.
-            Err(_gone) => continue,
+    /// Makes a device for a volume.
+    pub(super) fn attach(&self, store: &Store, id: VolumeId, how: &Attach) -> Result<Held> {
+        let what = || format!("attach {id}");
+        let access = if how.read_only { Access::Read } else { Access::Write };
+        let file = open_patiently(store, id, access)?;
+        let label = label_prefix(id.uuid) + &how.label;
+        let binding = Binding { read_only: how.read_only, autoclear: how.transient, label: &label };
+        let device = loopdev::bind(&file, &binding).map_err(|error| match error.kind() {
+            std::io::ErrorKind::Unsupported => Error::io(what(), error).as_kind(ErrorKind::Unavailable),
+            _ => Error::io(what(), error),
+        })?;
+        self.hints().entry(id.uuid).or_default().push(device.number());
+        let attached = Attached {
+            device: device.device().doing(what)?,
+            transient: how.transient,
+            label: how.label.clone(),
         };
-        if which.is_none_or(|which| which == number)
-            && device.release(bound.backing).doing(what)? == Release::StillUsed
-        {
-            all = Detached::StillUsed;
-        }
+        Ok(Held { attached, guard: Box::new(device) })
     }
-    Ok(all)
+
+    /// The devices bound to the file of a volume. Where the file is gone, those that we once bound to it.
+    fn bound(&self, store: &Store, id: VolumeId) -> Result<Vec<(Bound, Device)>> {
+        let what = || format!("look for devices of {id}");
+        let name = file_name(id.uuid);
+        let backing = store.volumes.stat(&name).doing(what)?.map(|stat| stat.inode);
+        if let Some(backing) = backing {
+            if let Some(known) = self.known(id.uuid, backing)? {
+                return Ok(known);
+            }
+            // A file that nobody has open is behind no device.
+            let file = store.open_file(&store.volumes, id.uuid, Access::Read);
+            if file.is_ok_and(|file| matches!(sole_use(&file), Ok(Some(_)))) {
+                return Ok(Vec::new());
+            }
+        }
+        let ours = |bound: &Bound| match backing {
+            Some(backing) => bound.backing == backing,
+            None => bound.label.starts_with(&label_prefix(id.uuid)),
+        };
+        let mut found = Vec::new();
+        for (_, bound) in loopdev::list(|candidate| candidate == name).doing(what)? {
+            found.extend(look(bound.number)?.filter(|(bound, _)| ours(bound)));
+        }
+        let numbers = found.iter().map(|(bound, _)| bound.number).collect();
+        self.hints().insert(id.uuid, numbers);
+        Ok(found)
+    }
+
+    /// The devices that the volume had last, if all of them still stand for it.
+    fn known(&self, uuid: Uuid, backing: Inode) -> Result<Option<Vec<(Bound, Device)>>> {
+        let numbers = self.hints().get(&uuid).cloned().unwrap_or_default();
+        let mut found = Vec::new();
+        for number in &numbers {
+            found.extend(look(*number)?.filter(|(bound, _)| bound.backing == backing));
+        }
+        let complete = !numbers.is_empty() && found.len() == numbers.len();
+        if !complete {
+            self.hints().remove(&uuid);
+        }
+        Ok(complete.then_some(found))
+    }
+
+    /// The devices that stand for a volume.
+    pub(super) fn attached(&self, store: &Store, id: VolumeId) -> Result<Vec<Attached>> {
+        let bound = self.bound(store, id)?.into_iter();
+        Ok(bound.map(|(bound, device)| describe(&bound, device, id.uuid)).collect())
+    }
+
+    /// Takes devices of a volume away.
+    pub(super) fn detach(
+        &self,
+        store: &Store,
+        id: VolumeId,
+        which: Option<DeviceNumber>,
+    ) -> Result<Detached> {
+        let what = || format!("detach {id}");
+        let mut all = Detached::Done;
+        for (bound, device) in self.bound(store, id)? {
+            let released = || LoopDevice::open(bound.number)?.release(bound.backing);
+            if which.is_none_or(|which| which == device.number)
+                && released().doing(what)? == Release::StillUsed
+            {
+                all = Detached::StillUsed;
+            }
+        }
+        self.hints().remove(&id.uuid);
+        Ok(all)
+    }
+
+    /// Makes the devices of a volume as long as its file.
+    pub(super) fn refresh(&self, store: &Store, id: VolumeId) -> Result<()> {
+        let what = || format!("resize the devices of {id}");
+        for (bound, _) in self.bound(store, id)? {
+            let device = LoopDevice::open(bound.number).doing(what)?;
+            if device.bound().doing(what)?.is_some_and(|now| now.backing == bound.backing) {
+                device.refresh_size().doing(what)?;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Makes the devices of a volume as long as its file.
-pub(super) fn refresh(store: &Store, id: VolumeId) -> Result<()> {
-    let what = || format!("resize the devices of {id}");
-    for bound in bound(store, id)? {
-        let device = LoopDevice::open(bound.number).doing(what)?;
-        if device.bound().doing(what)?.is_some_and(|now| now.backing == bound.backing) {
-            device.refresh_size().doing(what)?;
+/// Opens the file of a volume to attach it. Whoever asks the kernel whether it is open holds it for a moment.
+fn open_patiently(store: &Store, id: VolumeId, access: Access) -> Result<std::fs::File> {
+    for _attempt in 0..5 {
+        match store.open_file(&store.volumes, id.uuid, access) {
+            Err(error) if error.kind() == ErrorKind::Busy => std::thread::sleep(Duration::from_millis(2)),
+            other => return other,
         }
     }
-    Ok(())
+    store.open_file(&store.volumes, id.uuid, access)
+}
+
+/// What a loop device is now; `None` where it is bound to nothing.
+fn look(number: u32) -> Result<Option<(Bound, Device)>> {
+    let looked = LoopDevice::open(number).and_then(|open| Ok((open.bound()?, open.device()?)));
+    match looked {
+        Ok((bound, device)) => Ok(bound.map(|bound| (bound, device))),
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NXIO | Errno::NOENT)) => Ok(None),
+        Err(error) => Err(Error::io(format!("look at loop device {number}"), error)),
+    }
+}
+
+fn describe(bound: &Bound, device: Device, uuid: Uuid) -> Attached {
+    let label = bound.label.strip_prefix(&label_prefix(uuid)).unwrap_or_default().to_owned();
+    Attached { device, transient: bound.autoclear, label }
 }
 
 /// Every device bound to a file of the pool, and those of ours whose file has lost its name.
@@ -110,8 +176,8 @@ pub(super) fn all(store: &Store) -> Result<Vec<(Uuid, Attached)>> {
             Some(stat) => stat.inode == bound.backing,
             None => bound.label.starts_with(&label_prefix(uuid)) && in_pool(store, bound.backing),
         };
-        if ours && let Some(attached) = describe(&bound, uuid)? {
-            found.push((uuid, attached));
+        if ours && let Some((bound, device)) = look(bound.number)? {
+            found.push((uuid, describe(&bound, device, uuid)));
         }
     }
     Ok(found)

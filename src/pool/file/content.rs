@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Inner, attach, pause};
+use super::{Inner, pause};
 use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
@@ -88,8 +88,12 @@ impl Inner {
         if let Some(_quiet) = no_writers(&from).doing(|| format!("ask whether {id} is in use"))? {
             return self.copy_quiet(&from, to, progress);
         }
-        let devices: Vec<_> =
-            attach::attached(&self.store, id)?.into_iter().map(|attached| attached.device.number).collect();
+        let devices: Vec<_> = self
+            .devices
+            .attached(&self.store, id)?
+            .into_iter()
+            .map(|attached| attached.device.number)
+            .collect();
         if self.reflink {
             pause::settle(id, &devices)?;
             return share(&from, to);

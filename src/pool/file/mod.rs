@@ -17,12 +17,12 @@ use super::{
     record::{Snapshot, Volume},
 };
 use crate::{
+    blocking::blocking,
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
     filesystem::{BLOCK, Filesystem},
     id::{PoolId, SnapshotId, VolumeId},
     sys::{
-        blocking::blocking,
         cmd::Commands,
         device::DeviceNumber,
         file::{self, Access, ByteLock, sole_use},
@@ -43,6 +43,7 @@ mod templates;
 pub use admin::{adopt, close, delete, identify, init};
 
 use admin::{check_filesystem, open_root, read_marker};
+use attach::Devices;
 use content::CopyRate;
 use image::Mounting;
 use store::{Store, file_name};
@@ -85,6 +86,7 @@ struct Inner {
     commands: Arc<Commands>,
     minder: Option<Arc<Minder>>,
     templates: Templates,
+    devices: Devices,
     copy_rate: CopyRate,
     foreign: Mutex<Option<(Instant, Bytes)>>,
     _locks: Vec<ByteLock>,
@@ -132,6 +134,7 @@ impl FilePool {
             commands,
             minder,
             templates,
+            devices: Devices::default(),
             copy_rate: CopyRate::default(),
             foreign: Mutex::new(None),
             _locks: locks,
@@ -194,7 +197,7 @@ impl Inner {
             rustix::fs::ftruncate(&file, volume.size.get()).doing(what)?;
         }
         self.store.rewrite(&file, volume)?;
-        attach::refresh(&self.store, volume.id)
+        self.devices.refresh(&self.store, volume.id)
     }
 
     fn create_snapshot(&self, snapshot: &Snapshot, progress: &Progress) -> Result<Snapshot> {
@@ -244,7 +247,9 @@ impl Inner {
     fn recover(&self) -> Result<Vec<String>> {
         pause::recover(&self.store, |uuid| {
             let id = VolumeId { pool: self.store.pool, uuid };
-            Ok(attach::attached(&self.store, id)?
+            Ok(self
+                .devices
+                .attached(&self.store, id)?
                 .into_iter()
                 .map(|attached| attached.device.number)
                 .collect())
@@ -352,19 +357,19 @@ impl Pool for FilePool {
 
     async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held> {
         let how = how.clone();
-        self.run(move |inner| attach::attach(&inner.store, id, &how)).await
+        self.run(move |inner| inner.devices.attach(&inner.store, id, &how)).await
     }
 
     async fn attached(&self, id: VolumeId) -> Result<Vec<Attached>> {
-        self.run(move |inner| attach::attached(&inner.store, id)).await
+        self.run(move |inner| inner.devices.attached(&inner.store, id)).await
     }
 
     async fn detach(&self, id: VolumeId, which: Option<DeviceNumber>) -> Result<Detached> {
-        self.run(move |inner| attach::detach(&inner.store, id, which)).await
+        self.run(move |inner| inner.devices.detach(&inner.store, id, which)).await
     }
 
     async fn refresh(&self, id: VolumeId) -> Result<()> {
-        self.run(move |inner| attach::refresh(&inner.store, id)).await
+        self.run(move |inner| inner.devices.refresh(&inner.store, id)).await
     }
 
     async fn examine(&self, volume: &Volume) -> Result<Vec<Trouble>> {

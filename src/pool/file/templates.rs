@@ -133,7 +133,8 @@ impl Inner {
         let template = directory.open_file(name, Access::Read).doing(|| format!("open template {name}"))?;
         self.copy_template(&template, file)?;
         let identity = Identity { uuid: Uuid::new_v4(), hash_seed: Some(Uuid::new_v4()) };
-        superblock::renew(file, size, &identity).doing(|| format!("renew a copy of template {name}"))
+        superblock::renew_copy(&template, file, size, &identity)
+            .doing(|| format!("renew a copy of template {name}"))
     }
 
     fn copy_template(&self, from: &File, to: &File) -> Result<()> {

@@ -1,13 +1,13 @@
 //! The btrfs superblock (`struct btrfs_super_block`): the primary at 64 KiB and its mirrors.
 //! Trees and chunks are not looked into: they carry the metadata uuid, which a new identity leaves alone.
 
-use std::{fs::File, io};
+use std::io;
 
 use uuid::Uuid;
 
 use super::{
     Bytes, Filesystem, Superblock, damaged,
-    page::{PAGE, Page, array, le16, le64, put, uuid},
+    page::{Image, PAGE, Page, array, le16, le64, put, uuid},
     unsupported,
 };
 
@@ -109,7 +109,7 @@ impl Btrfs {
     /// A log tree is no obstacle: its blocks carry the metadata uuid, and replay does not write an old superblock.
     pub(super) fn renew(
         &self,
-        image: &File,
+        image: Image<'_>,
         length: Bytes,
         mut page: Box<Page>,
         new: Uuid,
@@ -125,7 +125,7 @@ impl Btrfs {
         }
         let mut mirrors = Vec::new();
         for offset in MIRRORS.into_iter().filter(|offset| offset + PAGE <= length.get()) {
-            let mirror = Page::read(image, offset)?;
+            let mirror = Page::read(image.content, offset)?;
             // What is not a mirror of this filesystem is not ours to touch.
             if parse_at(&mirror, offset).is_some_and(|it| it.metadata_uuid == self.metadata_uuid) {
                 mirrors.push((offset, mirror));
@@ -133,10 +133,10 @@ impl Btrfs {
         }
         for (offset, mut mirror) in mirrors {
             self.rename(&mut mirror, new);
-            mirror.write(image, offset)?;
+            mirror.write(image.copy, offset)?;
         }
         self.rename(&mut page, new);
-        page.write(image, PRIMARY)
+        page.write(image.copy, PRIMARY)
     }
 
     fn rename(&self, page: &mut Page, new: Uuid) {

@@ -1,13 +1,13 @@
-//! The ext4 superblock (`struct ext4_super_block`), its backups, and the way to the journal's own superblock.
+//! The ext4 superblock (`struct ext4_super_block`), and the way to the journal's own superblock.
 //! Nothing else of the filesystem is read.
 
-use std::{fs::File, io};
+use std::io;
 
 use uuid::Uuid;
 
 use super::{
     Bytes, Filesystem, Identity, Superblock, damaged, ext4_journal,
-    page::{Page, le16, le32, put, uuid, within},
+    page::{Image, Page, le16, le32, put, uuid, within},
     refusal, unclean, unsupported,
 };
 
@@ -35,10 +35,8 @@ const UUID: usize = 0x68;
 const JOURNAL_INUM: usize = 0xe0;
 const HASH_SEED: usize = 0xec;
 const DESC_SIZE: usize = 0xfe;
-const MKFS_TIME: usize = 0x108;
 const BLOCKS_COUNT_HI: usize = 0x150;
 const CHECKSUM_TYPE: usize = 0x175;
-const CHECKSUM_SEED: usize = 0x270;
 const CHECKSUM: usize = 0x3fc;
 
 const MAGIC_VALUE: u16 = 0xef53;
@@ -86,9 +84,7 @@ pub(super) struct Ext4 {
     incompat: u32,
     ro_compat: u32,
     checksum_type: u8,
-    checksum_seed: u32,
     journal_inode: u32,
-    made: u32,
     /// `s_mtime` and `s_mnt_count`.
     mounted: bool,
 }
@@ -127,9 +123,7 @@ fn parse_raw(raw: &[u8]) -> Option<Ext4> {
         incompat,
         ro_compat,
         checksum_type: raw[CHECKSUM_TYPE],
-        checksum_seed: le32(raw, CHECKSUM_SEED),
         journal_inode: le32(raw, JOURNAL_INUM),
-        made: le32(raw, MKFS_TIME),
         mounted: le32(raw, MTIME) != 0 || le16(raw, MNT_COUNT) != 0,
     };
     let checked = !found.has_checksums() || le32(raw, CHECKSUM) == checksum(raw);
@@ -219,60 +213,29 @@ impl Ext4 {
         Ok(())
     }
 
-    /// Writes the identity into the backups, the journal and, last, the primary.
-    ///
-    /// The kernel and e2fsck would do without new backups: e2fsck compares the first one's uuid and on a difference
-    /// only rewrites them all at its next change. But a repair from a stale backup would bring the source's uuid
-    /// back, and the source's hash seed, under which no indexed directory made since could be searched. So all are
-    /// written, as `tune2fs -U` does.
+    /// Writes the identity into the journal and, last, the primary. Two pages, whatever the length: the backups, of which
+    /// there are more the longer it is, stay. The kernel never reads them, and e2fsck rewrites them all once it finds
+    /// the first one's uuid to differ. Where a lost primary is replaced by a backup the old identity returns, and the
+    /// same run of e2fsck rebuilds what was indexed under the other hash seed.
     pub(super) fn renew(
         &self,
-        image: &File,
+        image: Image<'_>,
         length: Bytes,
         mut first: Box<Page>,
         identity: &Identity,
     ) -> io::Result<()> {
         self.refuse(length, identity)?;
-        let journal =
-            if self.compat & COMPAT_HAS_JOURNAL != 0 { Some(ext4_journal::find(self, image)?) } else { None };
-        for group in self.backup_groups() {
-            let offset = (self.first_block + group * self.blocks_per_group) * self.block_size;
-            let mut page = Page::read(image, offset)?;
-            let at = within(offset);
-            let raw = &mut page.0[at..at + SIZE];
-            // What is not a backup of this very filesystem is not ours to touch.
-            if parse_raw(raw).is_some_and(|it| self.is_same(&it)) {
-                self.rename(raw, identity);
-                page.write(image, offset)?;
-            }
-        }
+        let journal = if self.compat & COMPAT_HAS_JOURNAL != 0 {
+            Some(ext4_journal::find(self, image.content)?)
+        } else {
+            None
+        };
         if let Some(journal) = journal {
-            journal.rename(image, identity.uuid)?;
+            journal.rename(image.copy, identity.uuid)?;
         }
         let at = within(PRIMARY);
         self.rename(&mut first.0[at..at + SIZE], identity);
-        first.write(image, PRIMARY)
-    }
-
-    /// The groups that hold a backup (`ext4_bg_has_super`): 1 and the powers of 3, 5 and 7.
-    fn backup_groups(&self) -> Vec<u64> {
-        let groups = (self.blocks - self.first_block).div_ceil(self.blocks_per_group);
-        let mut found = vec![1];
-        for base in [3_u64, 5, 7] {
-            found.extend(
-                std::iter::successors(Some(base), |power| power.checked_mul(base))
-                    .take_while(|&it| it < groups),
-            );
-        }
-        found.retain(|&group| group < groups);
-        found
-    }
-
-    /// Whether a backup belongs to this primary. Not by uuid: an interrupted renewal leaves both old and new ones.
-    fn is_same(&self, backup: &Self) -> bool {
-        (self.made, self.checksum_seed, self.block_size, self.blocks_per_group)
-            == (backup.made, backup.checksum_seed, backup.block_size, backup.blocks_per_group)
-            && self.has_checksums() == backup.has_checksums()
+        first.write(image.copy, PRIMARY)
     }
 
     fn rename(&self, raw: &mut [u8], identity: &Identity) {

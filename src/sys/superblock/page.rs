@@ -11,6 +11,14 @@ pub(super) const PAGE: u64 = 4096;
 /// Bytes in a [`Chunk`].
 pub(super) const CHUNK: usize = 64 << 10;
 
+/// An image that gets a new identity, and where what it holds is read: from itself, or from the file that it was
+/// copied from a moment ago, whose pages are in memory while those of the copy are not.
+#[derive(Clone, Copy)]
+pub(super) struct Image<'f> {
+    pub(super) content: &'f File,
+    pub(super) copy: &'f File,
+}
+
 /// One page, aligned in memory too, so that a file opened with `O_DIRECT` takes it.
 #[repr(C, align(4096))]
 pub(super) struct Page(pub(super) [u8; 4096]);

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Bytes, Filesystem, Superblock, damaged,
-    page::{Page, array, be16, be32, be64, crc_without, put, uuid, within},
+    page::{Image, Page, array, be16, be32, be64, crc_without, put, uuid, within},
     unclean, unsupported,
     xfs_log::Log,
 };
@@ -162,7 +162,7 @@ impl Xfs {
     /// damaged. They are one page per group, each group has 16 MiB at least.
     pub(super) fn renew(
         &self,
-        image: &File,
+        image: Image<'_>,
         length: Bytes,
         mut first: Box<Page>,
         new: Uuid,
@@ -179,25 +179,26 @@ impl Xfs {
                 "XFS of version 4, with a realtime device, or with features that are not known",
             ));
         }
-        let mut log = self.log(image, length).ok_or_else(|| unsupported("XFS with its log elsewhere"))?;
+        let mut log =
+            self.log(image.content, length).ok_or_else(|| unsupported("XFS with its log elsewhere"))?;
         let record = log.unmount_record()?.ok_or_else(|| unclean("XFS with a log to replay"))?;
         let record = log
             .renamed(&record, new)?
             .ok_or_else(|| damaged("XFS whose unmount record fails its checksum"))?;
         for group in 1..self.groups {
             let offset = group * self.group_blocks * self.block_size;
-            let mut page = Page::read(image, offset)?;
+            let mut page = Page::read(image.content, offset)?;
             let raw = &mut page.0[within(offset)..];
             // What is not a copy of this superblock is not ours to touch. Not told by uuid: an interrupted renewal
             // leaves both old and new ones.
             if parse_raw(raw).is_some_and(|it| it.meta_uuid == self.meta_uuid && it.sector == self.sector) {
                 self.rename(raw, new);
-                page.write(image, offset)?;
+                page.write(image.copy, offset)?;
             }
         }
-        record.write(image)?;
+        record.write(image.copy)?;
         self.rename(&mut first.0, new);
-        first.write(image, 0)
+        first.write(image.copy, 0)
     }
 
     fn rename(&self, raw: &mut [u8], new: Uuid) {
