@@ -278,6 +278,7 @@ fn open_lazily(
         };
         pools.add(pool.name.clone(), Box::new(opener));
     }
+    config.forgotten_pools.iter().for_each(|id| pools.forget(*id));
     Ok(pools)
 }
 

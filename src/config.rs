@@ -12,7 +12,7 @@ use std::{
 use toml::{Table, Value};
 
 use crate::{
-    id::{NodeId, PoolName},
+    id::{NodeId, PoolId, PoolName},
     server::Endpoint,
     sys::host,
 };
@@ -63,6 +63,8 @@ pub struct Config {
     pub max_operations: u32,
     /// Set-user-id programs on volumes work.
     pub allow_suid: bool,
+    /// Pools that are lost for good: what was in them counts as gone.
+    pub forgotten_pools: Vec<PoolId>,
     /// Which machine we are.
     pub machine_id: String,
     /// The pools.
@@ -170,6 +172,9 @@ fn read(reader: &mut Reader, mode: Mode, overrides: &Overrides) -> Option<Config
     let max_volumes_per_node = reader.number("max_volumes_per_node", 1024, 0, 1 << 20);
     let max_operations = reader.number("max_operations", 256, 1, 4096);
     let allow_suid = reader.flag("allow_suid");
+    let forgotten_pools = reader.list("forgotten_pools").unwrap_or_default();
+    let forgotten_pools =
+        forgotten_pools.iter().filter_map(|id| reader.parsed("forgotten_pools", id)).collect();
     let machine_id = match reader.optional("machine_id") {
         Some(id) => id,
         None => host::machine_id().unwrap_or_else(|error| {
@@ -194,6 +199,7 @@ fn read(reader: &mut Reader, mode: Mode, overrides: &Overrides) -> Option<Config
         max_volumes_per_node,
         max_operations,
         allow_suid,
+        forgotten_pools,
         machine_id,
         pools,
         default_pool,
@@ -332,23 +338,29 @@ impl Reader {
     }
 
     fn paths(&mut self, key: &str, default: &[&str]) -> Vec<PathBuf> {
-        let values = match self.table.remove(key) {
-            None => return default.iter().map(PathBuf::from).collect(),
-            Some(Value::Array(values)) => values,
-            Some(_) => Vec::new(),
-        };
-        if values.is_empty() {
+        let Some(texts) = self.list(key) else { return default.iter().map(PathBuf::from).collect() };
+        if texts.is_empty() {
             self.problem(key, "must be a list of one or more paths");
         }
-        let mut paths = Vec::new();
-        for value in values {
-            match value {
-                Value::String(text) if text == "/" => self.problem(key, "/ would let every path pass"),
-                Value::String(text) => paths.push(self.absolute(key, text)),
-                _ => self.problem(key, "must hold texts only"),
-            }
+        if texts.iter().any(|text| text == "/") {
+            self.problem(key, "/ would let every path pass");
         }
-        paths
+        texts.into_iter().map(|text| self.absolute(key, text)).collect()
+    }
+
+    fn list(&mut self, key: &str) -> Option<Vec<String>> {
+        let values = match self.table.remove(key)? {
+            Value::Array(values) => values,
+            _ => {
+                self.problem(key, "must be a list of texts");
+                return Some(Vec::new());
+            }
+        };
+        let texts = values.iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect::<Vec<_>>();
+        if texts.len() < values.len() {
+            self.problem(key, "must hold texts only");
+        }
+        Some(texts)
     }
 
     fn flag(&mut self, key: &str) -> bool {
@@ -419,20 +431,21 @@ mod tests {
         let config = check(
             "driver_name = 'lagan.example.org'\nnode_id = 'n1'\nstate_dir = '/s'\nendpoint = '/run/x.sock'\n\
              http = 'off'\ntarget_roots = ['/a', '/b']\nmax_volumes_per_node = 5\nmax_operations = 9\n\
-             allow_suid = true\nmachine_id = 'm'\n[[pool]]\nname = 'p'\nkind = 'file'\npath = '/p'\n\
+             allow_suid = true\nforgotten_pools = ['0123456789abcdef0123456789abcdef']\nmachine_id = 'm'\n[[pool]]\nname = 'p'\nkind = 'file'\npath = '/p'\n\
              reserve_percent = 10\novercommit_percent = 200\nfreeze_limit = '2s'\ntemplates = 3\n",
         )
         .unwrap();
         assert_eq!((config.http, config.allow_suid, config.default_pool), (None, true, false));
         assert_eq!(config.pools[0].freeze_limit, Duration::from_secs(2));
         assert_eq!(config.target_roots, [Path::new("/a"), Path::new("/b")]);
+        assert_eq!(config.forgotten_pools[0].to_string(), "0123456789abcdef0123456789abcdef");
     }
 
     #[test]
     fn all_problems_are_told_at_once() {
         let problems = check(
             "driver_name = '-'\nnode_id = ''\nendpoint = 'tcp://x'\nhttp = 'here'\ntarget_roots = ['/', 'x']\n\
-             max_operations = 0\nallow_suid = 1\nsurprise = 1\n[[pool]]\nname = 'a/b'\nkind = 'tape'\nextra = 2\n\
+             forgotten_pools = ['x']\nmax_operations = 0\nallow_suid = 1\nsurprise = 1\n[[pool]]\nname = 'a/b'\nkind = 'tape'\nextra = 2\n\
              freeze_limit = 'soon'\n",
         )
         .unwrap_err();
@@ -443,6 +456,7 @@ mod tests {
             "http:",
             "target_roots: / ",
             "target_roots: x ",
+            "forgotten_pools:",
             "max_operations:",
             "allow_suid:",
             "surprise: is not a known key",
@@ -457,7 +471,7 @@ mod tests {
                 "{expected} not in {problems:#?}"
             );
         }
-        assert_eq!(problems.len(), 14, "{problems:#?}");
+        assert_eq!(problems.len(), 15, "{problems:#?}");
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Engine {
     /// # Errors
     /// `InUse` where the volume is in use, naming where or by whom; `Unavailable` where its pool is.
     pub async fn unpublish(&self, id: VolumeId, node: Option<&NodeId>) -> Result<()> {
-        let pool = self.pool(id.pool).await?;
+        let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
         let Some(volume) = self.index().volume(id) else { return Ok(()) };
         let concerns = |grant: &Grant| node.is_none_or(|node| grant.node == *node);
         if !volume.grants.iter().any(concerns) {

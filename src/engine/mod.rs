@@ -176,6 +176,15 @@ impl Engine {
         Ok(pool)
     }
 
+    /// The pool, or `None` where the operator has forgotten it, and with it all that was in it.
+    async fn find_pool(&self, id: PoolId) -> Result<Option<Arc<dyn Pool>>> {
+        let pool = self.inner.pools.find(id).await?;
+        if let Some(pool) = &pool {
+            self.ready(pool).await?;
+        }
+        Ok(pool)
+    }
+
     /// Every pool, for answers that would be wrong with one missing.
     async fn all_pools(&self) -> Result<Vec<Arc<dyn Pool>>> {
         let mut all = Vec::new();

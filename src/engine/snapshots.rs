@@ -81,7 +81,7 @@ impl Engine {
     /// # Errors
     /// `Unavailable` where its pool is.
     pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
-        let pool = self.pool(id.pool).await?;
+        let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
         pool.delete_snapshot(id).await?;
         self.index().remove_snapshot(id);
         tracing::info!(snapshot = %id, "snapshot deleted");

@@ -144,7 +144,7 @@ impl Engine {
     /// # Errors
     /// `InUse` while it is granted to a node, attached or open; `Unavailable` where its pool is.
     pub async fn delete_volume(&self, id: VolumeId) -> Result<()> {
-        let pool = self.pool(id.pool).await?;
+        let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
         if let Some(volume) = self.index().volume(id)
             && let Some(grant) = volume.grants.first()
         {

@@ -167,8 +167,11 @@ impl Node {
     /// `InUse` where the mount is busy, or where data was written under the path while nothing was mounted: it is
     /// never deleted.
     pub async fn unpublish(&self, id: VolumeId, path: &str) -> Result<()> {
-        let pool = self.pools.get(id.pool).await?;
-        let attached = pool.attached(id).await?;
+        let pool = self.pools.find(id.pool).await?;
+        let attached = match &pool {
+            Some(pool) => pool.attached(id).await?,
+            None => Vec::new(),
+        };
         let target = self.locate(path)?;
         let numbers = super::numbers(&attached);
         let mut was_read_only = None;
@@ -198,10 +201,11 @@ impl Node {
             });
         }
         // The read-only face goes with its last publish; the device itself belongs to the stage.
-        if let Some(face) = was_read_only.or_else(|| leftover_face(&attached))
+        if let Some(pool) = &pool
+            && let Some(face) = was_read_only.or_else(|| leftover_face(&attached))
             && self.mounts_of(vec![face.device.number]).await?.is_empty()
         {
-            self.detach(&pool, id, Some(face.device.number)).await?;
+            self.detach(pool, id, Some(face.device.number)).await?;
         }
         Ok(())
     }

@@ -129,7 +129,7 @@ impl Node {
     /// `InUse` while the volume is published or open on this node: nothing was changed then, or only the mount is
     /// gone and the same call goes on from there.
     pub async fn unstage(&self, id: VolumeId, path: &str) -> Result<()> {
-        let pool = self.pools.get(id.pool).await?;
+        let Some(pool) = self.pools.find(id.pool).await? else { return Ok(()) };
         let attached = pool.attached(id).await?;
         if attached.is_empty() {
             return Ok(());
@@ -171,7 +171,7 @@ impl Node {
     /// # Errors
     /// `InUse` where the volume is published or open on this node, naming where or by whom.
     pub async fn release(&self, id: VolumeId) -> Result<()> {
-        let pool = self.pools.get(id.pool).await?;
+        let Some(pool) = self.pools.find(id.pool).await? else { return Ok(()) };
         let attached = pool.attached(id).await?;
         if attached.is_empty() {
             return Ok(());

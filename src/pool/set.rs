@@ -1,7 +1,10 @@
 //! The pools of a host, each open or closed with a reason. A closed one is tried again whenever it is asked for: a
 //! disk that is mounted late needs no restart, and nothing polls.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use async_trait::async_trait;
 
@@ -56,6 +59,7 @@ impl Slot {
 #[derive(Default)]
 pub struct Pools {
     slots: Vec<Slot>,
+    forgotten: HashSet<PoolId>,
 }
 
 impl Pools {
@@ -75,14 +79,19 @@ impl Pools {
         });
     }
 
-    /// The pool with this identity.
+    /// Takes a pool for lost: what was in it is gone, and no longer waited for.
+    pub fn forget(&mut self, id: PoolId) {
+        self.forgotten.insert(id);
+    }
+
+    /// The pool with this identity; `None` only where the operator has forgotten it.
     ///
     /// # Errors
     /// `Unavailable` where none of this host is it, or the one that was it cannot be opened: never "gone".
-    pub async fn get(&self, id: PoolId) -> Result<Arc<dyn Pool>> {
+    pub async fn find(&self, id: PoolId) -> Result<Option<Arc<dyn Pool>>> {
         let open = self.slots.iter().filter_map(Slot::current).find(|pool| pool.id() == id);
-        if let Some(pool) = open {
-            return Ok(pool);
+        if open.is_some() {
+            return Ok(open);
         }
         let mut reason = None;
         for slot in self.slots.iter().filter(|slot| slot.current().is_none()) {
@@ -91,13 +100,26 @@ impl Pools {
                 continue;
             }
             match slot.get().await {
-                Ok(pool) if pool.id() == id => return Ok(pool),
+                Ok(pool) if pool.id() == id => return Ok(Some(pool)),
                 Ok(_) => {}
                 Err(error) => reason = reason.filter(|_| expected.is_none()).or(Some(error)),
             }
         }
+        if self.forgotten.contains(&id) {
+            return Ok(None);
+        }
         let what = format!("pool {id} is not served here now");
         Err(reason.map_or_else(|| Error::new(ErrorKind::Unavailable, &what), |error| error.within(&what)))
+    }
+
+    /// The pool with this identity.
+    ///
+    /// # Errors
+    /// Those of [`Pools::find`]; `NotFound` where the operator has forgotten it.
+    pub async fn get(&self, id: PoolId) -> Result<Arc<dyn Pool>> {
+        let forgotten =
+            || Error::new(ErrorKind::NotFound, format!("pool {id} was forgotten by the operator"));
+        self.find(id).await?.ok_or_else(forgotten)
     }
 
     /// The pool with this name, or the first one.

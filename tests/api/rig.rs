@@ -33,6 +33,8 @@ use tonic::{
 pub(crate) const STAGING: &str = "/t/staging";
 pub(crate) const TARGET: &str = "/t/pods/target";
 pub(crate) const GIB: i64 = 1 << 30;
+/// A pool that the operator of the rig has given up.
+pub(crate) const FORGOTTEN: &str = "ffffffffffffffffffffffffffffffff";
 
 pub(crate) use crate::requests::{
     NODE, block, check, create_with, delete, from_snapshot, from_volume, hide_at, mount_with, publish_with,
@@ -88,6 +90,7 @@ impl Rig {
         let mut pools = Pools::new();
         let opener = FakeOpener { disk: disk.clone(), kernel: kernel.clone() };
         pools.add("p".parse().unwrap(), Box::new(opener));
+        pools.forget(FORGOTTEN.parse().unwrap());
         let pools = Arc::new(pools);
         let id: lagan::id::NodeId = NODE.parse().unwrap();
         let settings = node::Settings { id: id.clone(), allow_suid: false, max_volumes: 3 };

@@ -5,17 +5,17 @@ use lagan::{
     pool::fake::Fault,
     proto::{
         CapacityRange, ControllerExpandVolumeRequest, ControllerGetVolumeRequest,
-        ControllerPublishVolumeRequest, CreateVolumeRequest, GetCapacityRequest, ListVolumesRequest,
-        Topology, TopologyRequirement, ValidateVolumeCapabilitiesRequest, Volume, VolumeCapability,
-        VolumeContentSource,
+        ControllerPublishVolumeRequest, CreateVolumeRequest, DeleteSnapshotRequest, GetCapacityRequest,
+        ListVolumesRequest, Topology, TopologyRequirement, ValidateVolumeCapabilitiesRequest, Volume,
+        VolumeCapability, VolumeContentSource,
         volume_capability::{AccessMode, access_mode::Mode},
     },
 };
 use tonic::Code;
 
 use crate::rig::{
-    GIB, NODE, Rig, block, check, create, delete, from_snapshot, from_volume, mount, mount_with, publish,
-    unpublish_from,
+    FORGOTTEN, GIB, NODE, Rig, STAGING, TARGET, block, check, create, delete, from_snapshot, from_volume,
+    hide_at, mount, mount_with, publish, stage, unpublish_from, unstage_at,
 };
 
 fn sized(name: &str, required_bytes: i64, limit_bytes: i64) -> CreateVolumeRequest {
@@ -225,6 +225,27 @@ async fn capacity_is_what_can_be_created() {
         ..GetCapacityRequest::default()
     };
     check(ask(&mut rig, unknown).await, Code::InvalidArgument);
+}
+
+/// A pool that nobody serves may come back; one that its operator has forgotten will not.
+#[tokio::test]
+async fn only_a_forgotten_pool_is_gone() {
+    let mut rig = Rig::new().await;
+    for (pool, removed, used) in
+        [(FORGOTTEN, Code::Ok, Code::NotFound), (&"0".repeat(32), Code::Unavailable, Code::Unavailable)]
+    {
+        let (volume, snapshot) = (format!("v.{pool}.{pool}"), format!("s.{pool}.{pool}"));
+        let cut = DeleteSnapshotRequest { snapshot_id: snapshot.clone(), ..DeleteSnapshotRequest::default() };
+        check(rig.controller.delete_snapshot(cut).await, removed);
+        check(rig.controller.controller_unpublish_volume(unpublish_from(&volume, NODE)).await, removed);
+        check(rig.controller.delete_volume(delete(&volume)).await, removed);
+        check(rig.node.node_unpublish_volume(hide_at(&volume, TARGET)).await, removed);
+        check(rig.node.node_unstage_volume(unstage_at(&volume, STAGING)).await, removed);
+        check(rig.controller.controller_publish_volume(publish(&volume)).await, used);
+        check(rig.node.node_stage_volume(stage(&volume, mount(Mode::SingleNodeWriter))).await, used);
+        let copy = CreateVolumeRequest { volume_content_source: from_snapshot(&snapshot), ..create("copy") };
+        check(rig.controller.create_volume(copy).await, used);
+    }
 }
 
 #[tokio::test]
