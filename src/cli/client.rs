@@ -36,8 +36,11 @@ impl Daemon {
             async move { UnixStream::connect(socket.as_path()).await.map(TokioIo::new) }
         });
         let unreachable = |error: tonic::transport::Error| {
-            let what = format!("no daemon answers on {shown}: is `lagan serve` running, and are you root?");
-            Error::new(ErrorKind::Unavailable, what).because(error)
+            let cause = innermost(&error);
+            let what = format!(
+                "no daemon answers on {shown} ({cause}): is `lagan serve` running, and are you root?"
+            );
+            Error::new(ErrorKind::Unavailable, what)
         };
         // The name is never looked up: the socket decides where calls go.
         let endpoint = Endpoint::from_static("http://localhost");
@@ -56,6 +59,11 @@ impl Daemon {
     pub(super) fn node(&self) -> NodeClient<Channel> {
         NodeClient::new(self.channel.clone())
     }
+}
+
+/// What the layers of the transport are about: each of them repeats it.
+fn innermost(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
 }
 
 /// An answer that is an error, as one of ours.

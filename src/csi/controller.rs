@@ -4,6 +4,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{Call, Edge, answers, fields, not_offered, note, requests, status};
 use crate::{
+    blocking::apart,
     capability::Access,
     engine::{
         Engine,
@@ -209,7 +210,10 @@ impl Controller for ControllerService {
     ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
         let request = request.into_inner();
         let (after, limit) = fields::page(request.max_entries, &request.starting_token).map_err(status)?;
-        let page = self.engine.list_volume_health(after, limit).await.map_err(status)?;
+        let engine = self.engine.clone();
+        // It looks at every volume in turn.
+        let examine = async move { engine.list_volume_health(after, limit).await };
+        let page = apart(examine).await.map_err(status)?;
         let next_token = page.entries.last().filter(|_| page.more).map(|last| last.volume.id.to_string());
         let entries = page
             .entries

@@ -16,21 +16,26 @@ use crate::{
     },
 };
 
+/// The tool that makes a filesystem.
+#[must_use]
+pub const fn maker(filesystem: Filesystem) -> Tool {
+    match filesystem {
+        Filesystem::Ext4 => Tool::MkfsExt4,
+        Filesystem::Xfs => Tool::MkfsXfs,
+        Filesystem::Btrfs => Tool::MkfsBtrfs,
+    }
+}
+
 /// Makes a filesystem that fills `image`.
 ///
 /// # Errors
 /// `Unavailable` where the tool is missing, `Unsettled` where it takes longer than `patience` (it is killed then:
 /// nobody knows the image yet), `NoSpace` or `Broken` where it fails.
 pub fn make(image: &File, filesystem: Filesystem, commands: &Commands, patience: Duration) -> Result<()> {
-    let tool = match filesystem {
-        Filesystem::Ext4 => Tool::MkfsExt4,
-        Filesystem::Xfs => Tool::MkfsXfs,
-        Filesystem::Btrfs => Tool::MkfsBtrfs,
-    };
     let path = path_of(image);
     let mut arguments = mkfs_arguments(filesystem).to_vec();
     arguments.push(&path);
-    commands.succeed(tool, &arguments, patience).map_err(|error| {
+    commands.succeed(maker(filesystem), &arguments, patience).map_err(|error| {
         // The tools say it in words only.
         if crate::error::Chain(&error).to_string().contains("No space left") {
             return error.as_kind(ErrorKind::NoSpace);

@@ -6,7 +6,7 @@ use std::{
     ffi::{OsStr, OsString},
     fmt, io,
     io::{PipeReader, Read},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU64, Ordering},
@@ -89,8 +89,23 @@ pub enum AfterDeadline {
 /// The tools found on this host, and a count of what was started.
 #[derive(Debug)]
 pub struct Commands {
-    found: BTreeMap<Tool, PathBuf>,
+    found: BTreeMap<Tool, Found>,
     started: AtomicU64,
+}
+
+/// A tool that is installed.
+#[derive(Debug)]
+struct Found {
+    path: PathBuf,
+    mark: String,
+}
+
+impl Found {
+    fn at(path: PathBuf) -> Option<Self> {
+        let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let mark = format!("{} bytes of {}.{:09}", metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+        Some(Self { path, mark })
+    }
 }
 
 /// What a program said, and how it ended.
@@ -108,7 +123,7 @@ impl Commands {
     pub fn find() -> Self {
         let locate = |tool: Tool| {
             let place = |directory| Path::new(directory).join(tool.name());
-            DIRECTORIES.into_iter().map(place).find(|path| path.is_file()).map(|path| (tool, path))
+            DIRECTORIES.into_iter().map(place).find_map(Found::at).map(|found| (tool, found))
         };
         Self { found: Tool::ALL.into_iter().filter_map(locate).collect(), started: AtomicU64::new(0) }
     }
@@ -116,7 +131,13 @@ impl Commands {
     /// Where a tool is, if it is installed.
     #[must_use]
     pub fn path(&self, tool: Tool) -> Option<&Path> {
-        self.found.get(&tool).map(PathBuf::as_path)
+        self.found.get(&tool).map(|found| found.path.as_path())
+    }
+
+    /// What tells one version of a tool from another without starting it: length and time of its file.
+    #[must_use]
+    pub fn mark(&self, tool: Tool) -> Option<&str> {
+        self.found.get(&tool).map(|found| found.mark.as_str())
     }
 
     /// Programs started so far.
@@ -135,14 +156,14 @@ impl Commands {
         patience: Duration,
         then: AfterDeadline,
     ) -> Result<Finished> {
-        let Some(path) = self.found.get(&tool) else {
+        let Some(found) = self.found.get(&tool) else {
             let what =
                 format!("{tool} is not installed on this host: install the package {}", tool.package());
             return Err(Error::new(ErrorKind::Unavailable, what));
         };
         self.started.fetch_add(1, Ordering::Relaxed);
         let start = |error| Error::io(format!("start {tool}"), error).as_kind(ErrorKind::Unavailable);
-        let (mut child, pipe) = spawn(path, arguments).map_err(start)?;
+        let (mut child, pipe) = spawn(&found.path, arguments).map_err(start)?;
         match wait(&mut child, pipe, patience) {
             Ok(Some(finished)) => Ok(finished),
             Ok(None) => Err(abandon(child, tool, patience, then)),
@@ -238,8 +259,8 @@ mod tests {
 
     /// `e2fsck -V` and friends are everywhere; a shell stands in for a tool that misbehaves.
     fn shell(script: &str, patience: Duration) -> Result<Finished> {
-        let commands =
-            Commands { found: [(Tool::CheckExt4, "/bin/sh".into())].into(), started: AtomicU64::new(0) };
+        let shell = Found::at("/bin/sh".into()).unwrap();
+        let commands = Commands { found: [(Tool::CheckExt4, shell)].into(), started: AtomicU64::new(0) };
         let finished = commands.run(Tool::CheckExt4, &["-c", script], patience, AfterDeadline::Kill);
         assert_eq!(commands.started(), 1);
         finished

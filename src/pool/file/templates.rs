@@ -46,10 +46,11 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// File name of a template. How it was made is part of it: another version of the arguments makes another one.
-fn name_of(filesystem: Filesystem, size: Bytes) -> String {
-    let arguments = mkfs_arguments(filesystem).iter().map(|argument| argument.as_bytes());
-    format!("{filesystem}-{}-{}", size.get(), Digest::of(arguments).short())
+/// File name of a template. How it was made is part of it: another version of the tool or of its arguments makes
+/// another one.
+fn name_of(filesystem: Filesystem, size: Bytes, tool: &str) -> String {
+    let how = std::iter::once(&tool).chain(mkfs_arguments(filesystem)).map(|part| part.as_bytes());
+    format!("{filesystem}-{}-{}", size.get(), Digest::of(how).short())
 }
 
 impl Templates {
@@ -104,7 +105,7 @@ impl Inner {
         filesystem: Filesystem,
         size: Bytes,
     ) -> Result<()> {
-        let name = name_of(filesystem, size);
+        let name = name_of(filesystem, size, self.version(filesystem));
         let directory = self.template_directory()?;
         if self.templates.touch(&name) {
             match self.fill_from_template(file, &directory, &name, size) {
@@ -173,6 +174,11 @@ impl Inner {
         directory.remove_file(name).doing(|| format!("remove template {name}")).map(drop)
     }
 
+    /// Which version of a filesystem's tool is installed; nothing where none is.
+    fn version(&self, filesystem: Filesystem) -> &str {
+        self.commands.mark(format::maker(filesystem)).unwrap_or_default()
+    }
+
     /// The directory of templates; at its first use what is in it is listed, the oldest first.
     fn template_directory(&self) -> Result<Directory> {
         let what = || "list templates";
@@ -182,7 +188,7 @@ impl Inner {
             let mut found = Vec::new();
             for name in directory.names().doing(what)? {
                 // Made in another way: of no use any more.
-                if !Filesystem::ALL.iter().any(|filesystem| is_current(&name, *filesystem)) {
+                if !Filesystem::ALL.into_iter().any(|it| is_current(&name, it, self.version(it))) {
                     directory.remove_file(&name).doing(what)?;
                     continue;
                 }
@@ -212,10 +218,10 @@ pub(super) fn remove_all(root: &Directory) -> std::io::Result<()> {
 }
 
 /// Whether a template's name is one that we would give today.
-fn is_current(name: &str, filesystem: Filesystem) -> bool {
+fn is_current(name: &str, filesystem: Filesystem, tool: &str) -> bool {
     let size = name.strip_prefix(filesystem.name()).and_then(|rest| rest.strip_prefix('-'));
     let size = size.and_then(|rest| rest.split('-').next()).and_then(|digits| digits.parse().ok());
-    size.is_some_and(|size| name_of(filesystem, Bytes::new(size)) == name)
+    size.is_some_and(|size| name_of(filesystem, Bytes::new(size), tool) == name)
 }
 
 #[cfg(test)]
@@ -246,10 +252,11 @@ mod tests {
 
     #[test]
     fn a_name_says_how_it_was_made() {
-        let name = name_of(Filesystem::Ext4, Bytes::gib(1));
-        assert!(is_current(&name, Filesystem::Ext4));
-        assert!(!is_current(&name, Filesystem::Xfs));
-        assert!(!is_current("ext4-1073741824-0123456789abcdef", Filesystem::Ext4));
-        assert!(!is_current("../x", Filesystem::Ext4));
+        let name = name_of(Filesystem::Ext4, Bytes::gib(1), "1.47.0");
+        assert!(is_current(&name, Filesystem::Ext4, "1.47.0"));
+        assert!(!is_current(&name, Filesystem::Ext4, "1.47.1"));
+        assert!(!is_current(&name, Filesystem::Xfs, "1.47.0"));
+        assert!(!is_current("ext4-1073741824-0123456789abcdef", Filesystem::Ext4, "1.47.0"));
+        assert!(!is_current("../x", Filesystem::Ext4, "1.47.0"));
     }
 }
