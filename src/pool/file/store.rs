@@ -117,6 +117,7 @@ impl Store {
     ) -> Result<()> {
         let what = || format!("store {}", uuid.simple());
         file::set_attribute(file, ATTRIBUTE, &record::encode(record)?).doing(what)?;
+        file::write_out(file).doing(what)?;
         directory.link(file, &file_name(uuid)).doing(what)?;
         self.flush(|| file.sync_all())
     }
