@@ -426,19 +426,44 @@ mod tests {
         assert_eq!(config.driver_name, "lagan.csi");
     }
 
+    /// Every key there is.
+    const FULL: &str = "driver_name = 'lagan.example.org'
+node_id = 'n1'
+state_dir = '/s'
+endpoint = '/run/x.sock'
+http = 'off'
+target_roots = ['/a', '/b']
+max_volumes_per_node = 5
+max_operations = 9
+allow_suid = true
+forgotten_pools = ['0123456789abcdef0123456789abcdef']
+machine_id = 'm'
+[[pool]]
+name = 'p'
+kind = 'file'
+path = '/p'
+reserve_percent = 10
+overcommit_percent = 200
+freeze_limit = '2s'
+templates = 3
+";
+
     #[test]
     fn a_full_file_is_read() {
-        let config = check(
-            "driver_name = 'lagan.example.org'\nnode_id = 'n1'\nstate_dir = '/s'\nendpoint = '/run/x.sock'\n\
-             http = 'off'\ntarget_roots = ['/a', '/b']\nmax_volumes_per_node = 5\nmax_operations = 9\n\
-             allow_suid = true\nforgotten_pools = ['0123456789abcdef0123456789abcdef']\nmachine_id = 'm'\n[[pool]]\nname = 'p'\nkind = 'file'\npath = '/p'\n\
-             reserve_percent = 10\novercommit_percent = 200\nfreeze_limit = '2s'\ntemplates = 3\n",
-        )
-        .unwrap();
+        let config = check(FULL).unwrap();
         assert_eq!((config.http, config.allow_suid, config.default_pool), (None, true, false));
         assert_eq!(config.pools[0].freeze_limit, Duration::from_secs(2));
         assert_eq!(config.target_roots, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(config.forgotten_pools[0].to_string(), "0123456789abcdef0123456789abcdef");
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let page = include_str!("../docs/configuration.md").split("## Parameters").next().unwrap();
+        let documented: Vec<_> =
+            page.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
+        let known: Vec<_> = FULL.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+        assert_eq!(documented, known);
     }
 
     #[test]

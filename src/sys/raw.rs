@@ -275,9 +275,8 @@ pub(super) fn lease(file: BorrowedFd<'_>, others: Others) -> io::Result<()> {
 
 /// Writes what is dirty of a file to its disk and waits for it, without a flush of the disk (sync_file_range(2)).
 pub(super) fn write_dirty(file: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
-        | libc::SYNC_FILE_RANGE_WRITE
-        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // SAFETY: plain numbers.
     check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) }).map(drop)
 }

@@ -9,6 +9,7 @@ mod disk;
 mod formats;
 mod growth;
 mod life;
+mod recovery;
 #[path = "../support/requests.rs"]
 mod requests;
 mod rig;
