@@ -96,6 +96,19 @@ fn memory(when: &str, daemon: &Daemon) {
     let minder: u64 = children.split_whitespace().map(resident).sum();
     title("Memory");
     report(when, &format!("{} KiB resident, and {minder} KiB the minder", resident(&own)));
+    let before = wakeups(&own);
+    std::thread::sleep(Duration::from_secs(3));
+    report("wake-ups in 3 s of nothing to do", &(wakeups(&own) - before).to_string());
+}
+
+/// How often the threads of a process have given up the processor by themselves: each time they were woken before.
+fn wakeups(process: &str) -> u64 {
+    let of_thread = |task: fs::DirEntry| -> u64 {
+        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|task| of_thread(task.unwrap())).sum()
 }
 
 /// What anything costs here at the least.

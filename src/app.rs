@@ -71,6 +71,13 @@ impl Hints {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
     }
 
+    /// Pools that were open once and that the configuration names no more.
+    fn dropped(&self, config: &Config) -> Vec<PoolName> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = |name: &&PoolName| config.pools.iter().any(|pool| pool.name == **name);
+        known.keys().filter(|name| !kept(name)).cloned().collect()
+    }
+
     fn note(&self, name: &PoolName, id: PoolId) -> Result<()> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.insert(name.clone(), id) == Some(id) {
@@ -91,6 +98,8 @@ struct FileOpener {
     /// It is the built-in default, made where it does not exist yet.
     built_in: bool,
     hints: Arc<Hints>,
+    /// Pools in whose place another one may be.
+    forgotten: Vec<PoolId>,
     commands: Arc<Commands>,
     minder: Option<Arc<Minder>>,
 }
@@ -98,7 +107,7 @@ struct FileOpener {
 #[async_trait]
 impl Opener for FileOpener {
     async fn open(&self) -> Result<Arc<dyn Pool>> {
-        let expected = self.hints.get(&self.config.name);
+        let expected = self.expected();
         let settings = file_settings(&self.config, &self.machine);
         let (commands, minder, role) = (Arc::clone(&self.commands), self.minder.clone(), self.role);
         let make = self.built_in && expected.is_none() && role.changes();
@@ -117,7 +126,7 @@ impl Opener for FileOpener {
     }
 
     fn expected(&self) -> Option<PoolId> {
-        self.hints.get(&self.config.name)
+        self.hints.get(&self.config.name).filter(|id| !self.forgotten.contains(id))
     }
 }
 
@@ -145,6 +154,7 @@ pub struct App {
     config: Config,
     mode: Mode,
     work: Work,
+    pools: Arc<Pools>,
     engine: Engine,
     node: Node,
     commands: Arc<Commands>,
@@ -210,9 +220,9 @@ impl App {
         let node = Node::new(Arc::clone(&pools), kernel, node_settings(&config));
         let settings =
             engine::Settings { node: config.node_id.clone(), max_volumes: config.max_volumes_per_node };
-        let engine = Engine::new(pools, Arc::new(LocalUses(node.clone())), settings);
+        let engine = Engine::new(Arc::clone(&pools), Arc::new(LocalUses(node.clone())), settings);
         let work = Work::new(usize::try_from(config.max_operations).unwrap_or(usize::MAX));
-        Ok(Self { config, mode, work, engine, node, commands })
+        Ok(Self { config, mode, work, pools, engine, node, commands })
     }
 
     /// Recovers, listens, serves until asked to stop.
@@ -232,6 +242,7 @@ impl App {
             driver_name: self.config.driver_name.clone(),
             topology: Topology::new(&self.config.driver_name, &self.config.node_id),
             work: self.work.clone(),
+            pools: self.pools,
             engine: engine.clone(),
             node: Some(self.node).filter(|_| self.mode.node()),
         };
@@ -265,6 +276,10 @@ fn open_lazily(
     minder: Option<&Arc<Minder>>,
 ) -> Result<Pools> {
     let hints = Arc::new(Hints::read(config.state_dir.clone())?);
+    for name in hints.dropped(config) {
+        let hint = "add it to the configuration again, or remove its line from pools.json";
+        tracing::warn!(pool = %name, hint, "a pool that was served before is not configured; its volumes are UNAVAILABLE");
+    }
     let mut pools = Pools::new();
     for pool in &config.pools {
         let opener = FileOpener {
@@ -273,6 +288,7 @@ fn open_lazily(
             role,
             built_in: config.default_pool,
             hints: Arc::clone(&hints),
+            forgotten: config.forgotten_pools.clone(),
             commands: Arc::clone(commands),
             minder: minder.cloned(),
         };

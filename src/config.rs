@@ -113,10 +113,11 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// Where orchestrators keep staging and target paths unless told otherwise.
-const TARGET_ROOTS: [&str; 7] = [
+const TARGET_ROOTS: [&str; 8] = [
     "/var/lib/kubelet",
     "/opt/nomad/data/client/csi",
     "/var/lib/nomad/client/csi",
+    "/local/csi",
     "/var/lib/mesos",
     "/var/run/mesos",
     "/data/staged",

@@ -10,7 +10,9 @@ use crate::{
         Engine,
         locks::{Key, Mode},
         snapshots::SnapshotFilter,
+        volumes::Room,
     },
+    error::ErrorKind,
     filesystem::Filesystem,
     pool::record::Source,
     proto::{
@@ -146,19 +148,13 @@ impl Controller for ControllerService {
         request: Request<ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
         let request = request.into_inner();
-        let parse = || {
-            fields::volume_id(&request.volume_id)?;
-            let parameters = requests::parameters(&request.parameters)?;
-            let capabilities = fields::capabilities(&request.volume_capabilities, parameters.filesystem)?;
-            Ok((fields::existing_volume(&request.volume_id)?, capabilities))
-        };
-        let (id, capabilities) = parse().map_err(status)?;
+        let id = requests::validate(&request).map_err(status)?;
         note("volume", &id);
         let volume = self.engine.get_volume(id).await.map_err(status)?;
-        let answer = match requests::unsupported(&capabilities, &volume) {
-            Some(message) => ValidateVolumeCapabilitiesResponse { confirmed: None, message },
+        let answer = match requests::supported(&request, &volume) {
+            Err(error) => ValidateVolumeCapabilitiesResponse { confirmed: None, message: error.to_string() },
             // As they came: Nomad compares them with what it sent.
-            None => ValidateVolumeCapabilitiesResponse {
+            Ok(()) => ValidateVolumeCapabilitiesResponse {
                 confirmed: Some(Confirmed {
                     volume_context: request.volume_context,
                     volume_capabilities: request.volume_capabilities,
@@ -259,7 +255,11 @@ impl Controller for ControllerService {
                 minimum_volume_size: None,
             }));
         }
-        let room = self.engine.room(parameters.pool.as_ref()).await.map_err(status)?;
+        let room = match self.engine.room(parameters.pool.as_ref()).await {
+            // Another host may have a pool of this name.
+            Err(error) if error.kind() == ErrorKind::NoSpace => Room::default(),
+            other => other.map_err(status)?,
+        };
         let minimum = parameters.filesystem.map_or(room.minimum, Filesystem::minimum);
         Ok(Response::new(GetCapacityResponse {
             available_capacity: room.available.signed(),

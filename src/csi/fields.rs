@@ -132,19 +132,16 @@ pub(super) fn capability(
 }
 
 fn mount(mount: &proto::volume_capability::MountVolume, default: Option<Filesystem>) -> Result<Access> {
+    check_mount_form(mount)?;
     if !mount.volume_mount_group.is_empty() {
         return Err(invalid("volume_mount_group is not supported"));
     }
     let filesystem = match mount.fs_type.as_str() {
         "" => default,
-        name if name.len() > TEXT_LIMIT => return Err(invalid("fs_type is too long")),
         name => {
             Some(name.parse().map_err(|bad: crate::filesystem::UnknownFilesystem| invalid(bad.to_string()))?)
         }
     };
-    if mount.mount_flags.iter().map(String::len).sum::<usize>() > MAP_LIMIT {
-        return Err(invalid(format!("mount_flags hold more than {MAP_LIMIT} bytes")));
-    }
     Ok(Access::Mount { filesystem, flags: mount.mount_flags.clone() })
 }
 
@@ -153,13 +150,46 @@ pub(super) fn capabilities(
     capabilities: &[proto::VolumeCapability],
     default: Option<Filesystem>,
 ) -> Result<Vec<Capability>> {
+    check_form(capabilities, default.is_some())?;
+    capabilities.iter().map(|capability| self::capability(Some(capability), default)).collect()
+}
+
+/// Checks that capabilities have all their parts, whatever these ask for. `typed` where a parameter names a
+/// filesystem.
+pub(super) fn check_form(capabilities: &[proto::VolumeCapability], typed: bool) -> Result<()> {
     match capabilities.len() {
-        0 => Err(invalid("volume_capabilities are missing")),
-        count if count > CAPABILITY_LIMIT => Err(invalid(format!(
-            "{count} volume_capabilities are more than the {CAPABILITY_LIMIT} that are allowed"
-        ))),
-        _ => capabilities.iter().map(|capability| self::capability(Some(capability), default)).collect(),
+        0 => return Err(invalid("volume_capabilities are missing")),
+        count if count > CAPABILITY_LIMIT => {
+            return Err(invalid(format!(
+                "{count} volume_capabilities are more than the {CAPABILITY_LIMIT} that are allowed"
+            )));
+        }
+        _ => {}
     }
+    for capability in capabilities {
+        let mode = capability.access_mode.as_ref().ok_or_else(|| invalid("access_mode is missing"))?;
+        if mode.mode == i32::from(access_mode::Mode::Unknown) {
+            return Err(invalid("access_mode is unknown"));
+        }
+        match &capability.access_type {
+            None if !typed => {
+                return Err(invalid("access_type is missing, and no fstype parameter says what is meant"));
+            }
+            Some(AccessType::Mount(mount)) => check_mount_form(mount)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_mount_form(mount: &proto::volume_capability::MountVolume) -> Result<()> {
+    if mount.fs_type.len() > TEXT_LIMIT {
+        return Err(invalid("fs_type is too long"));
+    }
+    if mount.mount_flags.iter().map(String::len).sum::<usize>() > MAP_LIMIT {
+        return Err(invalid(format!("mount_flags hold more than {MAP_LIMIT} bytes")));
+    }
+    Ok(())
 }
 
 /// Where a page begins and how long it may be. The token is the last id of the page before, so it survives the

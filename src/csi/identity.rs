@@ -1,16 +1,24 @@
 //! Who the driver is. The same answers in every mode.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::proto::{
-    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
-    PluginCapability, ProbeRequest, ProbeResponse,
-    identity_server::Identity,
-    plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion},
+use super::status::status;
+use crate::{
+    error::{Error, ErrorKind},
+    pool::set::Pools,
+    proto::{
+        GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
+        GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
+        identity_server::Identity,
+        plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion},
+    },
 };
 
 pub(super) struct IdentityService {
     pub(super) driver_name: String,
+    pub(super) pools: Arc<Pools>,
 }
 
 #[async_trait]
@@ -44,8 +52,14 @@ impl Identity for IdentityService {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
-    /// Recovery is done before anybody can call, so whoever can call finds us ready.
+    /// Recovery is done before anybody can call, so whoever can call finds us ready. An error makes orchestrators start
+    /// the driver anew: so it is one only where that helps, which a pool that is not there is not.
     async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        if let Some(pool) = self.pools.broken().first() {
+            let what =
+                format!("a flush to the disk of pool {pool} failed: a new process has to look what is on it");
+            return Err(status(Error::new(ErrorKind::InUse, what)));
+        }
         Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }
 }

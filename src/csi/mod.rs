@@ -16,7 +16,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     node::Node,
-    pool::Progress,
+    pool::{Progress, set::Pools},
     proto::{controller_server::ControllerServer, identity_server::IdentityServer, node_server::NodeServer},
 };
 
@@ -41,6 +41,8 @@ use status::status;
 pub struct Services {
     /// Name of the driver, by which orchestrators know it.
     pub driver_name: String,
+    /// What both roles stand on.
+    pub pools: Arc<Pools>,
     /// Where this host's volumes can be reached.
     pub topology: Topology,
     /// Everything that runs.
@@ -54,8 +56,8 @@ pub struct Services {
 /// The services of the roles that are served. Calls of any other service are UNIMPLEMENTED.
 #[must_use]
 pub fn routes(services: &Services) -> Routes {
-    let driver_name = services.driver_name.clone();
-    let mut routes = Routes::new(IdentityServer::new(IdentityService { driver_name }));
+    let (driver_name, pools) = (services.driver_name.clone(), Arc::clone(&services.pools));
+    let mut routes = Routes::new(IdentityServer::new(IdentityService { driver_name, pools }));
     let edge = Edge { work: services.work.clone(), topology: services.topology.clone() };
     if let Some(engine) = services.engine.clone() {
         routes = routes.add_service(ControllerServer::new(ControllerService { engine, edge: edge.clone() }));

@@ -15,7 +15,7 @@ use crate::{
     filesystem::Filesystem,
     id::{PoolName, VolumeId},
     node::check_flags,
-    pool::record::Source,
+    pool::record::{Source, Volume},
     proto::{self, volume_content_source},
 };
 
@@ -59,7 +59,7 @@ pub(super) fn parameters(map: &BTreeMap<String, String>) -> Result<Parameters> {
 }
 
 /// Checks that volumes here can be used as a request says; the filesystem that its mounts name.
-fn check_capabilities(capabilities: &[Capability]) -> Result<Option<Filesystem>> {
+fn check_capabilities(capabilities: &[Capability], meant: &[Filesystem]) -> Result<Option<Filesystem>> {
     let mut named = None;
     for capability in capabilities {
         if capability.mode.writes_across_nodes() {
@@ -76,7 +76,15 @@ fn check_capabilities(capabilities: &[Capability]) -> Result<Option<Filesystem>>
             _ => {}
         }
         // Found out now rather than when the first workload starts.
-        check_flags(filesystem.unwrap_or(Filesystem::Ext4), flags)?;
+        let candidates = filesystem.as_ref().map_or(meant, std::slice::from_ref);
+        let refused: Vec<_> = candidates
+            .iter()
+            .map(|candidate| check_flags(*candidate, flags))
+            .take_while(Result::is_err)
+            .collect();
+        if refused.len() == candidates.len() {
+            refused.into_iter().collect::<Result<()>>()?;
+        }
     }
     Ok(named)
 }
@@ -87,12 +95,14 @@ pub(super) fn create_volume(request: &proto::CreateVolumeRequest, here: &Topolog
     let (required, limit) = fields::capacity_range(request.capacity_range.as_ref())?;
     let parameters = parameters(&request.parameters)?;
     let capabilities = fields::capabilities(&request.volume_capabilities, parameters.filesystem)?;
-    let filesystem = check_capabilities(&capabilities)?;
+    let source = source(request.volume_content_source.as_ref())?;
+    // A copy holds what its source does, whatever that is.
+    let meant: &[_] = if source.is_none() { &[Filesystem::Ext4] } else { &Filesystem::ALL };
+    let filesystem = check_capabilities(&capabilities, meant)?;
     if let Some(key) = fields::map("mutable_parameters", &request.mutable_parameters)?.keys().next() {
         let shown: String = key.chars().take(64).collect();
         return Err(invalid(format!("mutable parameter {shown:?} is not known: there are none")));
     }
-    let source = source(request.volume_content_source.as_ref())?;
     let block = capabilities.iter().any(|capability| capability.access == Access::Block);
     let mount = capabilities.iter().any(|capability| capability.access != Access::Block);
     Ok(NewVolume {
@@ -180,15 +190,33 @@ pub(super) fn expand(
     Ok((volume, required.unwrap_or_default(), limit))
 }
 
-/// Whether volumes made with these parameters could be used in these ways; the reason why not.
-pub(super) fn unsupported(
-    capabilities: &[Capability],
-    volume: &crate::pool::record::Volume,
-) -> Option<String> {
-    if let Err(error) = check_capabilities(capabilities) {
-        return Some(error.to_string());
+/// Checks the form of a ValidateVolumeCapabilities request; what is well formed but not supported is no error.
+pub(super) fn validate(request: &proto::ValidateVolumeCapabilitiesRequest) -> Result<VolumeId> {
+    fields::volume_id(&request.volume_id)?;
+    fields::map("volume_context", &request.volume_context)?;
+    fields::map("mutable_parameters", &request.mutable_parameters)?;
+    let parameters = fields::map("parameters", &request.parameters)?;
+    fields::check_form(&request.volume_capabilities, parameters.contains_key("fstype"))?;
+    fields::existing_volume(&request.volume_id)
+}
+
+/// Whether a volume can be used in the ways that a request names, and was made as it says.
+///
+/// # Errors
+/// The reason why not.
+pub(super) fn supported(request: &proto::ValidateVolumeCapabilitiesRequest, volume: &Volume) -> Result<()> {
+    let parameters = parameters(&request.parameters)?;
+    let capabilities = fields::capabilities(&request.volume_capabilities, parameters.filesystem)?;
+    let held = volume.content.filesystem();
+    check_capabilities(&capabilities, held.as_ref().map_or(&Filesystem::ALL[..], std::slice::from_ref))?;
+    let named = request.parameters.keys().any(|key| !key.starts_with(KUBERNETES));
+    if named && digest(&request.parameters, volume.source) != volume.asked.digest {
+        return Err(invalid("the volume was made with other parameters"));
     }
-    capabilities.iter().find_map(|capability| match (&capability.access, volume.content.filesystem()) {
+    if !request.mutable_parameters.is_empty() {
+        return Err(invalid("there are no mutable parameters"));
+    }
+    let refusal = capabilities.iter().find_map(|capability| match (&capability.access, held) {
         (Access::Block, _) if !volume.block => {
             Some("the volume was not made for use as a raw device".to_owned())
         }
@@ -199,5 +227,6 @@ pub(super) fn unsupported(
             Some("the volume was made as a raw device".to_owned())
         }
         _ => None,
-    })
+    });
+    refusal.map_or(Ok(()), |refusal| Err(invalid(refusal)))
 }

@@ -1,6 +1,8 @@
 //! Grants: which node may use a volume. The host that owns the disk decides; a right that is taken back is first cut
 //! off, then forgotten.
 
+use std::sync::Arc;
+
 use super::Engine;
 use crate::{
     capability::AccessMode,
@@ -23,6 +25,10 @@ impl Engine {
         read_only: bool,
     ) -> Result<()> {
         let (pool, volume) = self.volume(id).await?;
+        if mode.writes_across_nodes() {
+            let what = format!("volume {id} is reached by one node: multi-node writers are not supported");
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
         if *node != self.inner.settings.node {
             return Err(Error::new(ErrorKind::NotFound, format!("node {node} does not exist here")));
         }
@@ -66,7 +72,14 @@ impl Engine {
     /// `InUse` where the volume is in use, naming where or by whom; `Unavailable` where its pool is.
     pub async fn unpublish(&self, id: VolumeId, node: Option<&NodeId>) -> Result<()> {
         let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
-        let Some(volume) = self.index().volume(id) else { return Ok(()) };
+        let known = self.index().volume(id);
+        let volume = match known {
+            Some(volume) => volume,
+            None => match pool.find_volume(id).await? {
+                Some(volume) => Arc::new(volume),
+                None => return Ok(()),
+            },
+        };
         let concerns = |grant: &Grant| node.is_none_or(|node| grant.node == *node);
         if !volume.grants.iter().any(concerns) {
             return Ok(());

@@ -26,6 +26,8 @@ pub(super) struct Index {
     snapshot_names: HashMap<String, SnapshotId>,
     committed: HashMap<PoolId, Bytes>,
     granted: usize,
+    /// Records that could not be read when their pool was listed last.
+    damaged: HashMap<PoolId, Vec<String>>,
 }
 
 impl Index {
@@ -41,7 +43,18 @@ impl Index {
         for snapshot in listing.snapshots {
             self.put_snapshot(snapshot);
         }
+        self.note_damaged(pool, listing.damaged);
         self.pools.insert(pool);
+    }
+
+    /// Notes which records of a pool cannot be read.
+    pub(super) fn note_damaged(&mut self, pool: PoolId, damaged: Vec<String>) {
+        self.damaged.insert(pool, damaged);
+    }
+
+    /// Pools with records that could not be read: what is not known may be one of these.
+    pub(super) fn damaged(&self) -> Vec<PoolId> {
+        self.damaged.iter().filter(|(_, damaged)| !damaged.is_empty()).map(|(pool, _)| *pool).collect()
     }
 
     pub(super) fn volume(&self, id: VolumeId) -> Option<Arc<Volume>> {

@@ -196,9 +196,34 @@ impl Engine {
         Ok(all)
     }
 
+    /// Makes sure that a name which is not known is not that of an object whose record cannot be read: a second, empty
+    /// volume in the place of the first would look like lost data.
+    async fn expect_readable(&self) -> Result<()> {
+        let suspects = self.index().damaged();
+        for id in suspects {
+            let damaged = self.pool(id).await?.list().await?.damaged;
+            let Some(first) = damaged.first() else {
+                self.index().note_damaged(id, damaged);
+                continue;
+            };
+            let what = format!(
+                "pool {id} holds {} record(s) that cannot be read, one of which may have this name ({first}): mend \
+                 or move away what `lagan doctor --check` names",
+                damaged.len()
+            );
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        }
+        Ok(())
+    }
+
     async fn volume(&self, id: VolumeId) -> Result<(Arc<dyn Pool>, Arc<Volume>)> {
         let pool = self.pool(id.pool).await?;
         let volume = self.index().volume(id);
+        // What cannot be read is not gone: only the pool knows the difference.
+        let volume = match volume {
+            None => pool.find_volume(id).await?.map(Arc::new),
+            known => known,
+        };
         let gone = || Error::new(ErrorKind::NotFound, format!("volume {id} does not exist"));
         Ok((pool, volume.ok_or_else(gone)?))
     }
@@ -206,6 +231,10 @@ impl Engine {
     async fn snapshot(&self, id: SnapshotId) -> Result<(Arc<dyn Pool>, Arc<Snapshot>)> {
         let pool = self.pool(id.pool).await?;
         let snapshot = self.index().snapshot(id);
+        let snapshot = match snapshot {
+            None => pool.find_snapshot(id).await?.map(Arc::new),
+            known => known,
+        };
         let gone = || Error::new(ErrorKind::NotFound, format!("snapshot {id} does not exist"));
         Ok((pool, snapshot.ok_or_else(gone)?))
     }

@@ -113,7 +113,7 @@ pub(super) fn available(capacity: &Capacity, committed: Bytes) -> Bytes {
 /// Refuses what would promise more than the pool may promise.
 pub(super) fn admit(capacity: &Capacity, committed: Bytes, wanted: Bytes) -> Result<()> {
     let available = available(capacity, committed);
-    if wanted <= available {
+    if wanted <= available && capacity.free > capacity.reserve {
         return Ok(());
     }
     let what = if capacity.free <= capacity.reserve {

@@ -46,8 +46,8 @@ impl Engine {
             return Ok(existing);
         }
         let (pool, volume) = self.volume(wanted.volume).await?;
-        // What it will keep is known when it is cut; the pool must have room at all.
-        let promise = self.promise(pool.id(), &pool.capacity().await?, Bytes::ZERO)?;
+        // At most what the volume occupies now: all that the snapshot keeps once the volume is overwritten.
+        let promise = self.promise(pool.id(), &pool.capacity().await?, pool.occupied(volume.id).await?)?;
         let snapshot = Snapshot {
             id: SnapshotId::random(pool.id()),
             name: wanted.name.clone(),
@@ -59,15 +59,26 @@ impl Engine {
             created: Timestamp::now(),
         };
         let snapshot = pool.create_snapshot(&snapshot, progress).await?;
-        drop(promise);
         tracing::info!(snapshot = %snapshot.id, volume = %volume.id, "snapshot cut");
         self.index().put_snapshot(snapshot.clone());
+        drop(promise);
         Ok(Arc::new(snapshot))
     }
 
     async fn existing_snapshot(&self, wanted: &NewSnapshot) -> Result<Option<Arc<Snapshot>>> {
-        self.all_pools().await?;
-        match self.index().snapshot_named(&wanted.name) {
+        let find = || self.index().snapshot_named(&wanted.name);
+        let existing = match find() {
+            Some(existing) => Some(existing),
+            // A closed pool may hold the name; one that opens now certainly may.
+            None => {
+                self.all_pools().await?;
+                find()
+            }
+        };
+        if existing.is_none() {
+            self.expect_readable().await?;
+        }
+        match existing {
             Some(existing) if existing.volume != wanted.volume => {
                 let what = format!("snapshot {:?} exists ({}) of another volume", existing.name, existing.id);
                 Err(Error::new(ErrorKind::Mismatch, what))
@@ -106,7 +117,10 @@ impl Engine {
         after: Option<SnapshotId>,
         limit: usize,
     ) -> Result<Page<Snapshot>> {
-        self.all_pools().await?;
+        match filter.id {
+            Some(id) => self.pool(id.pool).await.map(drop)?,
+            None => self.all_pools().await.map(drop)?,
+        }
         let index = self.index();
         let wanted = |snapshot: &&Arc<Snapshot>| {
             filter.id.is_none_or(|id| snapshot.id == id)

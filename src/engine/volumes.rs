@@ -62,7 +62,12 @@ impl Engine {
     /// where it is of the wrong kind; `OutOfRange`, `NoSpace`, `Unavailable`.
     pub async fn create_volume(&self, wanted: &NewVolume, progress: &Arc<Progress>) -> Result<Arc<Volume>> {
         if let Some(existing) = self.existing(wanted).await? {
-            return Ok(existing);
+            if wanted.reachable {
+                return Ok(existing);
+            }
+            let what =
+                format!("volume {:?} exists ({}) where it was not asked for", existing.name, existing.id);
+            return Err(Error::new(ErrorKind::Mismatch, what));
         }
         if !wanted.reachable {
             let what = "the topology that is asked for does not include this host";
@@ -90,9 +95,9 @@ impl Engine {
             grants: Vec::new(),
         };
         pool.create_volume(&volume, progress).await?;
-        drop(promise);
         tracing::info!(volume = %volume.id, %size, "volume created");
         self.index().put_volume(volume.clone());
+        drop(promise);
         Ok(Arc::new(volume))
     }
 
@@ -107,7 +112,11 @@ impl Engine {
                 find()
             }
         };
-        existing.map(|existing| plan::matches(&existing, wanted).map(|()| existing)).transpose()
+        match &existing {
+            Some(existing) => plan::matches(existing, wanted)?,
+            None => self.expect_readable().await?,
+        }
+        Ok(existing)
     }
 
     /// Where a new volume goes, and what is known of its source, which decides that.
@@ -201,21 +210,23 @@ impl Engine {
             )));
         }
         if size == volume.size {
+            // An earlier call may have ended between the record and the device.
+            pool.refresh(id).await?;
             return Ok(volume);
         }
         let promise = self.promise(pool.id(), &capacity, size.minus(volume.size))?;
         let grown = Volume { size, ..(*volume).clone() };
         pool.grow_volume(&grown).await?;
-        drop(promise);
         tracing::info!(volume = %id, from = %volume.size, to = %size, "volume grown");
         self.index().put_volume(grown.clone());
+        drop(promise);
         Ok(Arc::new(grown))
     }
 
     /// Room for new volumes in a pool, the first one where none is named.
     ///
     /// # Errors
-    /// `Invalid` for an unknown pool; `Unavailable` where it is.
+    /// `NoSpace` for an unknown pool; `Unavailable` where it is.
     pub async fn room(&self, pool: Option<&PoolName>) -> Result<Room> {
         // What CreateVolume would take: without a name, the first pool.
         let pool = self.inner.pools.named(pool).await?;

@@ -4,7 +4,7 @@ use super::Node;
 use crate::{
     error::{Chain, ErrorKind, Result},
     id::VolumeId,
-    pool::{Severity, Trouble},
+    pool::{Severity, Trouble, record::Grant},
     sys::kernel::{Attributes, Seen},
 };
 
@@ -55,19 +55,19 @@ impl Node {
                         ),
                     })
                 }
-                Ok(Seen::Mount(mount))
-                    if mount.attributes.contains(Attributes::READ_ONLY)
-                        && !self.grant_reads_only(&found.volume) =>
-                {
+                Ok(_) => {}
+            }
+        }
+        // A publish may be read-only because it was asked for so; a stage of one who may write is not.
+        if !self.grant_reads_only(&found.volume) {
+            for (at, stage) in self.stages(&found).await? {
+                if stage.attributes.contains(Attributes::READ_ONLY) {
                     troubles.push(Trouble {
                         severity: Severity::Degraded,
                         reason: "MountedReadOnly",
-                        message: format!(
-                            "{at} is read-only: it was asked for so, or the kernel stopped writes"
-                        ),
+                        message: format!("{at} is read-only: the kernel stopped writes after an error"),
                     });
                 }
-                Ok(_) => {}
             }
         }
         if let (Some(filesystem), Some(attached)) = (found.volume.content.filesystem(), found.writable()) {
@@ -85,7 +85,7 @@ impl Node {
     }
 
     fn grant_reads_only(&self, volume: &crate::pool::record::Volume) -> bool {
-        self.grant(volume).is_ok_and(|grant| grant.read_only || grant.mode.read_only())
+        self.grant(volume).is_ok_and(Grant::reads_only)
     }
 
     /// Examines every pool of this node.

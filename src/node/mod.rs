@@ -222,6 +222,11 @@ pub fn check_flags(filesystem: Filesystem, flags: &[String]) -> Result<()> {
 
 /// Whether a way of using a volume is one that the volume was made for.
 fn check_access(volume: &Volume, capability: &Capability) -> Result<()> {
+    if capability.mode.writes_across_nodes() {
+        let what =
+            format!("volume {} is reached by one node: multi-node writers are not supported", volume.id);
+        return Err(Error::new(ErrorKind::InUse, what));
+    }
     match capability.access {
         Access::Block if !volume.block => Err(Error::new(
             ErrorKind::InUse,

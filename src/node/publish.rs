@@ -38,9 +38,12 @@ impl Node {
         let target = self.locate(&wanted.target_path)?;
         let found = self.find(id).await?;
         let grant = self.grant(&found.volume)?;
-        let read_only = wanted.read_only || grant.read_only || wanted.capability.mode.read_only();
+        let read_only = wanted.read_only || grant.reads_only() || wanted.capability.mode.read_only();
         check_access(&found.volume, &wanted.capability)?;
-        self.check_other_publishes(&found, &target, wanted.capability.mode).await?;
+        let single = AccessMode::SingleNodeSingleWriter;
+        if grant.mode == single || wanted.capability.mode == single {
+            self.check_other_publishes(&found, &target).await?;
+        }
         match &wanted.capability.access {
             Access::Block => self.publish_block(&found, &target, read_only).await,
             Access::Mount { filesystem, flags } => {
@@ -51,10 +54,7 @@ impl Node {
     }
 
     /// A volume for a single writer is shown once. One for a single *node*'s writers may be shown many times.
-    async fn check_other_publishes(&self, found: &Found, target: &Target, mode: AccessMode) -> Result<()> {
-        if mode != AccessMode::SingleNodeSingleWriter {
-            return Ok(());
-        }
+    async fn check_other_publishes(&self, found: &Found, target: &Target) -> Result<()> {
         let mounts = self.mounts_of(found.numbers()).await?;
         match mounts.iter().find(|mount| !mount.staging && mount.at != *target) {
             None => Ok(()),
@@ -184,6 +184,9 @@ impl Node {
                 }
                 Seen::Mount(mount) => mount,
             };
+            if pool.is_none() {
+                return self.expect_no_mount(&target).await;
+            }
             if !numbers.contains(&mount.device) {
                 // Something else is mounted there: this volume is not published at the path, and that one is not ours
                 // to take away.

@@ -23,7 +23,7 @@ impl Node {
     pub async fn stage(&self, id: VolumeId, path: &str, capability: &Capability) -> Result<()> {
         let at = self.locate(path)?;
         let found = self.find(id).await?;
-        let read_only = self.grant(&found.volume)?.read_only || capability.mode.read_only();
+        let read_only = self.grant(&found.volume)?.reads_only() || capability.mode.read_only();
         check_access(&found.volume, capability)?;
         match &capability.access {
             Access::Block => self.stage_block(&found, &at).await,
@@ -35,7 +35,8 @@ impl Node {
 
     async fn stage_block(&self, found: &Found, at: &Target) -> Result<()> {
         if let Seen::Mount(mount) = self.look(at).await? {
-            return Err(occupied(found, at, mount));
+            let ours = found.numbers().contains(&mount.device);
+            return Err(if ours { staged_differently(found, at) } else { occupied(found, at, mount) });
         }
         match found.writable() {
             Some(attached) if attached.label == label::BLOCK => Ok(()),
@@ -64,7 +65,7 @@ impl Node {
         let read_only = read_only || options.read_only;
         let wanted_label = format!("{}{}", label::FILESYSTEM, options.fingerprint(read_only));
         if let Seen::Mount(mount) = self.look(at).await? {
-            return self.check_staged(&found, at, mount, &wanted_label, &options);
+            return self.check_staged(&found, at, mount, &wanted_label, &options).await;
         }
         let damaged =
             filesystem == Filesystem::Ext4 && found.attached.is_empty() && self.has_errors(&found).await?;
@@ -86,7 +87,7 @@ impl Node {
     }
 
     /// The answer for a path at which something is mounted already.
-    fn check_staged(
+    async fn check_staged(
         &self,
         found: &Found,
         at: &Target,
@@ -102,11 +103,15 @@ impl Node {
         let same_attributes =
             mount.attributes.without(Attributes::READ_ONLY) == wanted.without(Attributes::READ_ONLY);
         if attached.label == wanted_label && same_attributes && !mount.block {
-            return Ok(());
+            if mount.attributes.contains(Attributes::READ_ONLY) {
+                return Ok(());
+            }
+            // An earlier call may have ended between mounting and growing.
+            let (device, filesystem, at) =
+                (attached.device.clone(), self.filesystem_of(found, None).await?, at.clone());
+            return self.ask(move |kernel| grow(kernel, filesystem, &device, &at)).await;
         }
-        let what =
-            format!("volume {} is staged at {at} with another capability or other flags", found.volume.id);
-        Err(Error::new(ErrorKind::Mismatch, what))
+        Err(staged_differently(found, at))
     }
 
     /// The device for a filesystem: the one there is, if it was attached for the same way of mounting, or a new one,
@@ -129,12 +134,12 @@ impl Node {
     /// `InUse` while the volume is published or open on this node: nothing was changed then, or only the mount is
     /// gone and the same call goes on from there.
     pub async fn unstage(&self, id: VolumeId, path: &str) -> Result<()> {
-        let Some(pool) = self.pools.find(id.pool).await? else { return Ok(()) };
+        let at = self.locate(path)?;
+        let Some(pool) = self.pools.find(id.pool).await? else { return self.expect_no_mount(&at).await };
         let attached = pool.attached(id).await?;
         if attached.is_empty() {
             return Ok(());
         }
-        let at = self.locate(path)?;
         let numbers = super::numbers(&attached);
         let mounts = self.mounts_of(numbers.clone()).await?;
         if let Some(published) = mounts.iter().find(|mount| !mount.staging) {
@@ -144,6 +149,16 @@ impl Node {
         self.unmount_staged(id, &at, &numbers).await?;
         // Staged at a second path as well (Nomad does it): the device stays for that one.
         if self.mounts_of(numbers).await?.is_empty() { self.detach(&pool, id, None).await } else { Ok(()) }
+    }
+
+    /// A forgotten pool cannot say which devices were its own: what is mounted is left to the operator.
+    pub(super) async fn expect_no_mount(&self, at: &Target) -> Result<()> {
+        let Seen::Mount(mount) = self.look(at).await? else { return Ok(()) };
+        let what = format!(
+            "the pool was forgotten, but device {} is still mounted at {at}: unmount it by hand, or restart the host",
+            mount.device
+        );
+        Err(Error::new(ErrorKind::InUse, what))
     }
 
     async fn unmount_staged(&self, id: VolumeId, at: &Target, numbers: &[DeviceNumber]) -> Result<()> {
@@ -177,12 +192,13 @@ impl Node {
             return Ok(());
         }
         let numbers = super::numbers(&attached);
-        for mount in self.mounts_of(numbers.clone()).await? {
-            if !mount.staging {
-                let what = format!("volume {id} is published at {}", mount.at);
-                return Err(Error::new(ErrorKind::InUse, what));
-            }
-            self.unmount_staged(id, &mount.at, &numbers).await?;
+        let mounts = self.mounts_of(numbers.clone()).await?;
+        if let Some(published) = mounts.iter().find(|mount| !mount.staging) {
+            let what = format!("volume {id} is published at {}", published.at);
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        for stage in mounts {
+            self.unmount_staged(id, &stage.at, &numbers).await?;
         }
         self.detach(&pool, id, None).await
     }
@@ -211,9 +227,34 @@ impl Node {
         let attached = found.pool.attached(id).await?;
         let device = attached.into_iter().find(|attached| attached.device.number == mount.device);
         let device = device.ok_or_else(not_here)?.device;
-        let filesystem = self.filesystem_of(&found, None).await?;
-        self.ask(move |kernel| grow(kernel, filesystem, &device, &at)).await?;
+        // The kernel grows a filesystem only through a mount that may write. Where there is none, the next one that
+        // may write grows it when it is staged.
+        let writable = if mount.attributes.contains(Attributes::READ_ONLY) {
+            self.stages(&found)
+                .await?
+                .into_iter()
+                .find(|(_, stage)| !stage.attributes.contains(Attributes::READ_ONLY))
+        } else {
+            Some((at, mount))
+        };
+        if let Some((at, _)) = writable {
+            let filesystem = self.filesystem_of(&found, None).await?;
+            self.ask(move |kernel| grow(kernel, filesystem, &device, &at)).await?;
+        }
         Ok(found.volume.size)
+    }
+}
+
+impl Node {
+    /// Where a volume's filesystem is staged, and how.
+    pub(super) async fn stages(&self, found: &Found) -> Result<Vec<(Target, Mount)>> {
+        let mut stages = Vec::new();
+        for place in self.mounts_of(found.numbers()).await?.into_iter().filter(|place| place.staging) {
+            if let Seen::Mount(mount) = self.look(&place.at).await? {
+                stages.push((place.at, mount));
+            }
+        }
+        Ok(stages)
     }
 }
 
@@ -266,6 +307,11 @@ fn occupied(found: &Found, at: &Target, mount: Mount) -> Error {
         found.volume.id, mount.device
     );
     Error::new(ErrorKind::InUse, what)
+}
+
+fn staged_differently(found: &Found, at: &Target) -> Error {
+    let what = format!("volume {} is staged at {at} with another capability or other flags", found.volume.id);
+    Error::new(ErrorKind::Mismatch, what)
 }
 
 fn staged_otherwise(found: &Found) -> Error {

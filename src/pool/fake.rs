@@ -108,6 +108,11 @@ impl FakeDisk {
         }
     }
 
+    /// Takes a volume off the disk, as an operator would who moves its file away.
+    pub fn take_away(&self, id: VolumeId) {
+        self.state().volumes.remove(&id.uuid);
+    }
+
     fn used(&self) -> Bytes {
         let state = self.state();
         let all = state.volumes.values().chain(state.snapshots.values());
@@ -211,6 +216,27 @@ impl Pool for FakePool {
                 Error::new(ErrorKind::Unavailable, format!("read the record of {id}")).because(bad)
             }),
         }
+    }
+
+    async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
+        self.fault("find_snapshot", true).await?;
+        match self.disk.state().snapshots.get(&id.uuid) {
+            None => Ok(None),
+            Some(stored) => record::decode(&stored.record).map(Some).map_err(|bad| {
+                Error::new(ErrorKind::Unavailable, format!("read the record of {id}")).because(bad)
+            }),
+        }
+    }
+
+    async fn occupied(&self, id: VolumeId) -> Result<Bytes> {
+        self.fault("occupied", true).await?;
+        let state = self.disk.state();
+        let stored = state.volumes.get(&id.uuid).ok_or_else(|| Self::gone(id))?;
+        Ok(Bytes::new(stored.data.len() as u64))
+    }
+
+    fn is_broken(&self) -> bool {
+        self.disk.state().faults.contains_key("is_broken")
     }
 
     async fn probe(&self, id: VolumeId) -> Result<Contents> {

@@ -191,6 +191,15 @@ pub trait Pool: Send + Sync {
     /// The record of a volume, read afresh.
     async fn find_volume(&self, id: VolumeId) -> Result<Option<Volume>>;
 
+    /// The record of a snapshot likewise.
+    async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>>;
+
+    /// Whether something happened after which only a new process may believe the disk again.
+    fn is_broken(&self) -> bool;
+
+    /// Space that a volume occupies now.
+    async fn occupied(&self, id: VolumeId) -> Result<Bytes>;
+
     /// What a volume really holds: its first blocks are read, whatever its record says.
     async fn probe(&self, id: VolumeId) -> Result<Contents>;
 

@@ -141,6 +141,14 @@ pub struct Grant {
     pub mode: AccessMode,
 }
 
+impl Grant {
+    /// It lets nobody write.
+    #[must_use]
+    pub const fn reads_only(&self) -> bool {
+        self.read_only || self.mode.read_only()
+    }
+}
+
 /// A record as it is stored: `lagan1 CHECKSUM JSON`, padded with spaces to one of two lengths.
 ///
 /// # Errors

@@ -122,10 +122,16 @@ impl Pools {
         self.find(id).await?.ok_or_else(forgotten)
     }
 
+    /// Pools that only a new process may use again.
+    pub fn broken(&self) -> Vec<PoolName> {
+        let broken = |slot: &&Slot| slot.current().is_some_and(|pool| pool.is_broken());
+        self.slots.iter().filter(broken).map(|slot| slot.name.clone()).collect()
+    }
+
     /// The pool with this name, or the first one.
     ///
     /// # Errors
-    /// `Invalid` where the configuration has none of the name; `Unavailable` where it cannot be opened.
+    /// `NoSpace` where the configuration has none of the name: another host may; `Unavailable` where it cannot be opened.
     pub async fn named(&self, name: Option<&PoolName>) -> Result<Arc<dyn Pool>> {
         let slot = match name {
             None => self.slots.first(),
@@ -135,7 +141,7 @@ impl Pools {
             let known: Vec<_> = self.slots.iter().map(|slot| slot.name.as_str()).collect();
             let wanted = name.map_or("", PoolName::as_str);
             let what = format!("there is no pool {wanted:?} here: expected one of {}", known.join(", "));
-            return Err(Error::new(ErrorKind::Invalid, what));
+            return Err(Error::new(ErrorKind::NoSpace, what));
         };
         slot.get().await
     }

@@ -342,6 +342,8 @@ impl Kernel for FakeKernel {
                 found.push(MountedAt { at: at.clone(), staging, block: mount.block });
             }
         }
+        // As the kernel's table does: the older first.
+        found.sort_by_key(|mount| !mount.staging);
         Ok(found)
     }
 

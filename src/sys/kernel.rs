@@ -167,7 +167,8 @@ pub trait Kernel: Send + Sync {
     /// Makes the empty file; its parent must be there.
     fn ensure_file(&self, at: &Target) -> io::Result<()>;
 
-    /// Removes an empty directory or a file; nothing below, and nothing mounted, is ever removed.
+    /// Removes an empty directory or an empty file (ENOTEMPTY otherwise); nothing below, and nothing mounted, is ever
+    /// removed.
     fn remove(&self, at: &Target) -> io::Result<()>;
 
     /// Mounts the filesystem on `device`, which the caller keeps open, and checks that this device is what was

@@ -85,10 +85,22 @@ impl Linux {
     /// The target that a line of the mount table, which shows real paths, is about.
     fn target_of(&self, mount_point: &Path) -> Option<Target> {
         let below = |root: &Root| {
-            let relative = mount_point.strip_prefix(&root.opened.get()?.real).ok()?;
+            // One that has come since the start counts too: another process may have mounted below it.
+            let relative = mount_point.strip_prefix(&root.open().ok()?.real).ok()?;
             Some(Target { root: root.path.clone(), relative: relative.to_owned() })
         };
         self.roots.iter().filter_map(below).min_by_key(|target| target.relative.as_os_str().len())
+    }
+
+    /// Opens the parent of what is to be made. A root that is missing is made: Swarm does not make that of stages.
+    fn open_parent_or_make_root<'t>(&self, at: &'t Target) -> io::Result<(OwnedFd, &'t Path)> {
+        match self.open_parent(at) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.root(at).is_err() => {
+                std::fs::create_dir_all(&at.root)?;
+                self.open_parent(at)
+            }
+            other => other,
+        }
     }
 
     /// Opens what is at a path without using it; mounts are crossed, links are not.
@@ -121,6 +133,21 @@ fn through_proc(fd: &OwnedFd, name: &Path) -> PathBuf {
     Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string()).join(name)
 }
 
+/// Removes a file that is as empty as we made it. What was written into it while nothing was mounted stays.
+fn remove_empty_file(parent: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
+    let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size > 0 {
+        return Err(Errno::NOTEMPTY.into());
+    }
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl Kernel for Linux {
     fn locate(&self, path: &str) -> Result<Target, BadTarget> {
         locate(self.roots.iter().map(|root| root.path.as_path()), path)
@@ -148,7 +175,7 @@ impl Kernel for Linux {
     }
 
     fn ensure_directory(&self, at: &Target) -> io::Result<()> {
-        let (parent, name) = self.open_parent(at)?;
+        let (parent, name) = self.open_parent_or_make_root(at)?;
         // 0750: the workload's group and identity are applied inside the mount, not to the mount point.
         match rustix::fs::mkdirat(parent, name, Mode::RWXU | Mode::RGRP | Mode::XGRP) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -157,7 +184,7 @@ impl Kernel for Linux {
     }
 
     fn ensure_file(&self, at: &Target) -> io::Result<()> {
-        let (parent, name) = self.open_parent(at)?;
+        let (parent, name) = self.open_parent_or_make_root(at)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::WRONLY;
         match rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR) {
             Ok(_) | Err(Errno::EXIST) => Ok(()),
@@ -171,10 +198,7 @@ impl Kernel for Linux {
             other => other?,
         };
         match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
-            Err(Errno::NOTDIR) => match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => Ok(()),
-                Err(error) => Err(error.into()),
-            },
+            Err(Errno::NOTDIR) => remove_empty_file(parent.as_fd(), name),
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
         }

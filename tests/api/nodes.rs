@@ -300,6 +300,7 @@ async fn an_orchestrator_that_never_unstages() {
         Code::FailedPrecondition,
     );
     assert!(said.contains(TARGET), "the one who holds it is named: {said}");
+    assert!(matches!(seen(&rig, STAGING), Seen::Mount(_)), "a refusal changes nothing");
     rig.node.node_unpublish_volume(hide_at(&id, TARGET)).await.unwrap();
     check(rig.controller.controller_unpublish_volume(unpublish_from(&id, NODE)).await, Code::Ok);
     assert_eq!((devices(&rig, &id), seen(&rig, STAGING)), (0, Seen::Directory), "unused, it was unstaged");

@@ -96,13 +96,14 @@ impl Rig {
         let settings = node::Settings { id: id.clone(), allow_suid: false, max_volumes: 3 };
         let node = Node::new(Arc::clone(&pools), Arc::new(kernel.clone()), settings);
         let settings = engine::Settings { node: id.clone(), max_volumes: 3 };
-        let engine = Engine::new(pools, Arc::new(LocalUses(node.clone())), settings);
+        let engine = Engine::new(Arc::clone(&pools), Arc::new(LocalUses(node.clone())), settings);
         assert!(engine.start().await.unwrap().is_empty());
         let work = Work::new(64);
         let services = Services {
             driver_name: "lagan.csi".into(),
             topology: Topology::new("lagan.csi", &id),
             work: work.clone(),
+            pools: Arc::clone(&pools),
             engine: Some(engine),
             node: Some(node),
         };

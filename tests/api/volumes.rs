@@ -131,7 +131,6 @@ async fn wrong_arguments_of_create() {
         sized("x", 2, 1),
         with_parameter("x", "surprise", "1"),
         with_parameter("x", "fstype", "ntfs"),
-        with_parameter("x", "pool", "elsewhere"),
         with_parameter("x", "access", "network"),
         CreateVolumeRequest { mutable_parameters: [("iops".into(), "5".into())].into(), ..create("x") },
         CreateVolumeRequest {
@@ -142,6 +141,9 @@ async fn wrong_arguments_of_create() {
     for request in wrong {
         check(rig.controller.create_volume(request).await, Code::InvalidArgument);
     }
+    // Another host may have it: the orchestrator is to look there.
+    let elsewhere = with_parameter("x", "pool", "elsewhere");
+    check(rig.controller.create_volume(elsewhere).await, Code::ResourceExhausted);
     assert!(ids(&mut rig).await.is_empty());
     // Docker Swarm names no access type: with a filesystem named, a mount is meant.
     let swarm =

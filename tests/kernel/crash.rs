@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    os::unix::net::UnixDatagram,
     path::Path,
     sync::{
         Arc,
@@ -242,4 +243,43 @@ async fn asked_to_stop_it_finishes_what_runs() {
     assert_eq!(listed, 1, "the snapshot was finished before it went");
     daemon.hide(&ground, &id, "a").await;
     ground.account();
+}
+
+#[tokio::test]
+async fn asked_twice_to_stop_it_leaves_at_once() {
+    let ground = slow_ground();
+    let (daemon, id, writer) = frozen(&ground).await;
+    let begun = Instant::now();
+    kill_process(daemon.pid(), Signal::TERM).unwrap();
+    while !daemon.said().contains("finishing what runs") {
+        assert!(begun.elapsed() < Duration::from_secs(5), "the signal was not heard");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(daemon.stop().success(), "the second signal");
+    assert!(daemon_left_early(&ground), "it waited for the copy");
+    let took = writer.resumes();
+    assert!(took < Duration::from_secs(2), "writers went on after {took:?}");
+    writer.end();
+    let mut daemon = ground.start().await;
+    daemon.hide(&ground, &id, "a").await;
+    daemon.snapshot(&id, "s").await.unwrap();
+    ground.account();
+}
+
+/// What the copy would have left, had it been waited for.
+fn daemon_left_early(ground: &Ground) -> bool {
+    fs::read_dir(ground.pool().join("snapshots")).unwrap().next().is_none()
+}
+
+#[tokio::test]
+async fn the_service_manager_is_told_when_it_is_ready() {
+    let ground = Ground::new(Kind::Image);
+    let manager = ground.path("manager.sock");
+    let told = UnixDatagram::bind(&manager).unwrap();
+    told.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut daemon = ground.connect(ground.spawn_in(&format!("export NOTIFY_SOCKET={manager}"), &[])).await;
+    let mut message = [0; 256];
+    let length = told.recv(&mut message).unwrap();
+    assert!(String::from_utf8_lossy(&message[..length]).contains("READY=1"));
+    daemon.controller.list_volumes(ListVolumesRequest::default()).await.unwrap();
 }

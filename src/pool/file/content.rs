@@ -132,6 +132,7 @@ impl Inner {
         limit: Option<Duration>,
     ) -> Result<()> {
         let expected = file::stat(from).doing(|| "look at the source")?.allocated;
+        self.expect_room(expected)?;
         progress.expect(expected);
         let begun = Instant::now();
         let mut copied = Bytes::ZERO;
@@ -156,6 +157,18 @@ impl Inner {
             ),
             _ => Error::io("copy the source", error),
         })
+    }
+
+    /// Refuses a copy for which there is no room beside the reserve: running out half-way would fail the writes of
+    /// every other volume too.
+    fn expect_room(&self, amount: Bytes) -> Result<()> {
+        let room = self.store.root.room().doing(|| "look at the pool's filesystem")?;
+        let free = room.free.minus(room.total.percent(self.settings.reserve_percent));
+        if amount <= free {
+            return Ok(());
+        }
+        let what = format!("a copy of {amount} does not fit: {free} are free beside the reserve");
+        Err(Error::new(ErrorKind::NoSpace, what))
     }
 
     /// Refuses a freeze that would be too long, before anybody has to wait for it.
@@ -235,9 +248,16 @@ fn share(from: &File, to: &File) -> Result<()> {
     file::reflink(from, to).doing(|| "share the blocks of the source")
 }
 
-/// Makes a file as long as its volume.
+/// Makes a file as long as its volume. Never shorter: a source that is longer than its record has been grown by a call
+/// that did not end, and a filesystem in it may reach into what would be cut off.
 fn extend(file: &File, size: Bytes) -> Result<()> {
-    rustix::fs::ftruncate(file, size.get()).doing(|| "set the length of the file")
+    let what = || "set the length of the file";
+    let length = file::stat(file).doing(what)?.length;
+    if length > size {
+        let what = format!("the source has {length}, more than its record says: grow it to that first");
+        return Err(Error::new(ErrorKind::Unavailable, what));
+    }
+    rustix::fs::ftruncate(file, size.get()).doing(what)
 }
 
 /// Mounts the filesystem in a file where nobody sees it, which replays its journal, and lets go of it.

@@ -193,10 +193,17 @@ impl Inner {
         self.store.check_writable()?;
         let what = || format!("grow {}", volume.id);
         let file = self.store.open_file(&self.store.volumes, volume.id.uuid, Access::Write)?;
-        if file::stat(&file).doing(what)?.length < volume.size {
+        let length = file::stat(&file).doing(what)?.length;
+        if length < volume.size {
             rustix::fs::ftruncate(&file, volume.size.get()).doing(what)?;
         }
-        self.store.rewrite(&file, volume)?;
+        if let Err(error) = self.store.rewrite(&file, volume) {
+            // Not yet in the record: nobody was told of it.
+            if length < volume.size && !self.store.is_broken() {
+                rustix::fs::ftruncate(&file, length.get()).doing(what)?;
+            }
+            return Err(error);
+        }
         self.devices.refresh(&self.store, volume.id)
     }
 
@@ -245,7 +252,8 @@ impl Inner {
     }
 
     fn recover(&self) -> Result<Vec<String>> {
-        pause::recover(&self.store, |uuid| {
+        let mut done = self.finish_growing()?;
+        done.extend(pause::recover(&self.store, |uuid| {
             let id = VolumeId { pool: self.store.pool, uuid };
             Ok(self
                 .devices
@@ -253,7 +261,18 @@ impl Inner {
                 .into_iter()
                 .map(|attached| attached.device.number)
                 .collect())
-        })
+        })?);
+        Ok(done)
+    }
+
+    /// Ends what a grow has begun: a file that is longer than its record says.
+    fn finish_growing(&self) -> Result<Vec<String>> {
+        let mut done = Vec::new();
+        for volume in self.store.grown()? {
+            self.grow_volume(&volume)?;
+            done.push(format!("grew volume {} to {}", volume.id, volume.size));
+        }
+        Ok(done)
     }
 
     fn examine(&self, volume: &Volume) -> Result<Vec<Trouble>> {
@@ -312,6 +331,23 @@ impl Pool for FilePool {
 
     async fn find_volume(&self, id: VolumeId) -> Result<Option<Volume>> {
         self.run(move |inner| inner.store.volume(id)).await
+    }
+
+    async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
+        self.run(move |inner| inner.store.snapshot(id)).await
+    }
+
+    async fn occupied(&self, id: VolumeId) -> Result<Bytes> {
+        self.run(move |inner| {
+            let what = || format!("look at {id}");
+            let stat = inner.store.volumes.stat(&file_name(id.uuid)).doing(what)?;
+            stat.map(|stat| stat.allocated).ok_or_else(|| Error::new(ErrorKind::NotFound, what()))
+        })
+        .await
+    }
+
+    fn is_broken(&self) -> bool {
+        self.inner.store.is_broken()
     }
 
     async fn probe(&self, id: VolumeId) -> Result<Contents> {

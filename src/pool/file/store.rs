@@ -67,9 +67,14 @@ impl Store {
         Ok(Self { volumes, snapshots, root, pool, flushes, broken })
     }
 
+    /// A flush has failed.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
     /// Refuses changes after a flush that failed, and where the disk has become read-only.
     pub(super) fn check_writable(&self) -> Result<()> {
-        if self.broken.load(Ordering::Acquire) {
+        if self.is_broken() {
             return Err(
                 self.unavailable("a flush to its disk failed; restart the driver once the disk is well")
             );
@@ -198,6 +203,18 @@ impl Store {
             }
         }
         Ok(listing)
+    }
+
+    /// Volumes whose file is longer than their record says, with the record as it should be.
+    pub(super) fn grown(&self) -> Result<Vec<Volume>> {
+        let mut grown = Vec::new();
+        for volume in self.list()?.volumes {
+            let stat = self.volumes.stat(&file_name(volume.id.uuid)).doing(|| "look at the pool's files")?;
+            if let Some(stat) = stat.filter(|stat| stat.length > volume.size) {
+                grown.push(Volume { size: stat.length, ..volume });
+            }
+        }
+        Ok(grown)
     }
 
     fn read_entry<T: DeserializeOwned>(
