@@ -8,6 +8,8 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
+use rustix::process::Pid;
+
 use super::kernel::Attributes;
 
 /// `struct loop_info64` of `linux/loop.h`.
@@ -317,17 +319,18 @@ pub(super) fn set_mount_attributes(
 pub(super) enum Forked {
     /// The new process.
     Child,
-    /// The old one.
-    Parent,
+    /// The old one, and who the new one is.
+    Parent(Pid),
 }
 
 /// Splits the process in two. Must be called while there is one thread: another thread's locks would stay locked
 /// in the child for ever.
 pub(super) fn fork() -> io::Result<Forked> {
-    // SAFETY: the caller has one thread (checked by `minder::start`), so the child inherits a consistent heap.
-    match check(unsafe { libc::fork() })? {
-        0 => Ok(Forked::Child),
-        _ => Ok(Forked::Parent),
+    // SAFETY: the caller has one thread (checked by `Minder::start`; the minder never starts one), so the child
+    // inherits a consistent heap.
+    match Pid::from_raw(check(unsafe { libc::fork() })?) {
+        None => Ok(Forked::Child),
+        Some(child) => Ok(Forked::Parent(child)),
     }
 }
 
@@ -351,14 +354,19 @@ pub(super) fn ignore_termination() {
     }
 }
 
-/// Closes every descriptor but one. Only for a process that owns none of the others as values, such as one fresh
-/// from a fork.
-pub(super) fn close_all_but(kept: BorrowedFd<'_>) {
-    let kept = kept.as_raw_fd().unsigned_abs();
-    for (first, last) in [(0, kept.wrapping_sub(1)), (kept + 1, u32::MAX)] {
-        if first <= last && !(kept == 0 && first == 0) {
-            // SAFETY: the caller holds no owned value over the descriptors that are closed here.
-            unsafe { libc::close_range(first, last, 0) };
+/// Closes every descriptor but these. Only for a process that uses none of the others any more, such as one fresh from
+/// a fork that ends without running destructors.
+pub(super) fn close_all_but(kept: &[BorrowedFd<'_>]) {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut first = 0;
+    for kept in kept {
+        if first < kept {
+            // SAFETY: the caller does not use the descriptors that are closed here.
+            unsafe { libc::close_range(first, kept - 1, 0) };
         }
+        first = kept + 1;
     }
+    // SAFETY: as above.
+    unsafe { libc::close_range(first, u32::MAX, 0) };
 }

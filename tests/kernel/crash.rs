@@ -103,7 +103,7 @@ async fn a_reboot() {
 }
 
 /// A program that writes and flushes without end; how far it is, and when it last got on.
-struct Writer {
+pub(crate) struct Writer {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<()>,
@@ -143,7 +143,7 @@ impl Writer {
     }
 
     /// How long until it gets on.
-    fn resumes(&self) -> Duration {
+    pub(crate) fn resumes(&self) -> Duration {
         let (begun, last) = (Instant::now(), self.count.load(Ordering::SeqCst));
         while self.count.load(Ordering::SeqCst) <= last + 1 {
             assert!(begun.elapsed() < Duration::from_secs(20), "the writer hangs");
@@ -152,14 +152,14 @@ impl Writer {
         begun.elapsed()
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap();
     }
 }
 
 /// A pool whose copies take seconds, with a volume in use on it; a snapshot is being cut.
-async fn frozen(ground: &Ground) -> (crate::rig::Daemon, String, Writer) {
+pub(crate) async fn frozen(ground: &Ground) -> (crate::rig::Daemon, String, Writer) {
     let mut daemon = ground.start().await;
     let how = filesystem("ext4");
     let id = daemon.create("a", 3000, &how).await.volume_id;
@@ -185,7 +185,7 @@ async fn frozen(ground: &Ground) -> (crate::rig::Daemon, String, Writer) {
     (daemon, id, writer)
 }
 
-fn slow_ground() -> Ground {
+pub(crate) fn slow_ground() -> Ground {
     let mut ground = Ground::sized(Kind::On("ext4"), 16384);
     ground.pool_settings.push_str("freeze_limit = \"60s\"\n");
     ground

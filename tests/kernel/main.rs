@@ -7,6 +7,7 @@ mod crash;
 #[path = "../support/disk.rs"]
 mod disk;
 mod formats;
+mod freeze;
 mod growth;
 mod life;
 mod recovery;

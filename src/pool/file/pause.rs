@@ -58,15 +58,27 @@ pub(super) fn frozen<T>(
     }
     // What is dirty is written while writers still run: the freeze itself then has little to flush.
     roots.iter().try_for_each(rustix::fs::syncfs).doing(what)?;
-    let _intent = Intent::record(store, id.uuid)?;
-    let pause = minder.pause(&roots, limit).map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::ResourceBusy => {
-            Error::io(format!("{}: it is frozen by somebody else", what()), error).as_kind(ErrorKind::Busy)
+    let mut intent = Intent::record(store, id.uuid)?;
+    let pause = match minder.pause(&roots, limit) {
+        Ok(pause) => pause,
+        Err(error) => {
+            match error.kind() {
+                std::io::ErrorKind::BrokenPipe => intent.thaw_ourselves(&roots)?,
+                // The minder thaws it as soon as it is frozen after all; the next start does, if that dies first.
+                std::io::ErrorKind::TimedOut => intent.kept = true,
+                _ => {}
+            }
+            return Err(not_frozen(&what(), error));
         }
-        _ => Error::io(what(), error).as_kind(ErrorKind::Unavailable),
-    })?;
+    };
     let result = work();
-    let in_time = pause.end().doing(|| format!("thaw {id}"))?;
+    let in_time = match pause.end() {
+        Ok(in_time) => in_time,
+        Err(_gone) => {
+            intent.thaw_ourselves(&roots)?;
+            false
+        }
+    };
     let result = result?;
     if in_time {
         return Ok(result);
@@ -75,10 +87,22 @@ pub(super) fn frozen<T>(
     Err(Error::new(ErrorKind::InUse, format!("{id} could not be copied within the freeze limit of {limit}")))
 }
 
+fn not_frozen(what: &str, error: std::io::Error) -> Error {
+    let (reason, kind) = match error.kind() {
+        std::io::ErrorKind::WouldBlock => ("another one is being frozen", ErrorKind::Busy),
+        std::io::ErrorKind::ResourceBusy => ("it is frozen by somebody else", ErrorKind::Busy),
+        std::io::ErrorKind::TimedOut => ("a write in it did not end in time", ErrorKind::InUse),
+        _ => ("the minder is gone: restart the driver", ErrorKind::Unavailable),
+    };
+    Error::io(format!("{what}: {reason}"), error).as_kind(kind)
+}
+
 /// The note that a volume is being paused; gone with this value.
 struct Intent {
     directory: Directory,
     name: String,
+    /// It is not known to be thawed: the note stays for the next start.
+    kept: bool,
 }
 
 impl Intent {
@@ -87,12 +111,23 @@ impl Intent {
         let directory = store.root.ensure_directory(INTENTS).doing(what)?;
         let name = file_name(uuid);
         directory.write_file(&name, b"").doing(what)?;
-        Ok(Self { directory, name })
+        Ok(Self { directory, name, kept: false })
+    }
+
+    /// Thaws what a minder that died may have left frozen.
+    fn thaw_ourselves(&mut self, roots: &[OwnedFd]) -> Result<()> {
+        self.kept = true;
+        roots.iter().try_for_each(minder::thaw).doing(|| "thaw in the place of the minder")?;
+        self.kept = false;
+        Ok(())
     }
 }
 
 impl Drop for Intent {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         // Left behind it costs the next start a needless thaw, no more.
         self.directory.remove_file(&self.name).unwrap_or_default();
     }
