@@ -8,7 +8,10 @@ use crate::{
     capability::AccessMode,
     error::{Error, ErrorKind, Result},
     id::{NodeId, VolumeId},
-    pool::record::{GRANT_LIMIT, Grant, Volume},
+    pool::{
+        Sharing,
+        record::{GRANT_LIMIT, Grant, Volume},
+    },
 };
 
 impl Engine {
@@ -84,6 +87,7 @@ impl Engine {
         if !volume.grants.iter().any(concerns) {
             return Ok(());
         }
+        let _turn = pool.take_turn(id, Sharing::Alone).await?;
         self.inner.uses.release(id).await?;
         let mut freed = Volume::clone(&volume);
         freed.grants.retain(|grant| !concerns(grant));

@@ -8,7 +8,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     id::{SnapshotId, VolumeId},
     pool::{
-        Progress,
+        Progress, Sharing,
         record::{Snapshot, Timestamp},
     },
 };
@@ -58,6 +58,7 @@ impl Engine {
             used: Bytes::ZERO,
             created: Timestamp::now(),
         };
+        let _turn = pool.take_turn(volume.id, Sharing::Shared).await?;
         let snapshot = pool.create_snapshot(&snapshot, progress).await?;
         tracing::info!(snapshot = %snapshot.id, volume = %volume.id, "snapshot cut");
         self.index().put_snapshot(snapshot.clone());

@@ -13,7 +13,7 @@ use crate::{
     filesystem::{BLOCK, Filesystem},
     id::{PoolName, VolumeId},
     pool::{
-        Pool, Progress,
+        Pool, Progress, Sharing,
         record::{Asked, Source, Timestamp, Volume},
     },
 };
@@ -94,6 +94,10 @@ impl Engine {
             created: Timestamp::now(),
             grants: Vec::new(),
         };
+        let _turn = match wanted.source {
+            Some(Source::Volume(source)) => Some(pool.take_turn(source, Sharing::Shared).await?),
+            _ => None,
+        };
         pool.create_volume(&volume, progress).await?;
         tracing::info!(volume = %volume.id, %size, "volume created");
         self.index().put_volume(volume.clone());
@@ -160,6 +164,7 @@ impl Engine {
             let what = format!("volume {id} is published to node {}", grant.node);
             return Err(Error::new(ErrorKind::InUse, what));
         }
+        let _turn = pool.take_turn(id, Sharing::Alone).await?;
         pool.delete_volume(id).await?;
         self.index().remove_volume(id);
         tracing::info!(volume = %id, "volume deleted");
@@ -215,6 +220,7 @@ impl Engine {
             return Ok(volume);
         }
         let promise = self.promise(pool.id(), &capacity, size.minus(volume.size))?;
+        let _turn = pool.take_turn(id, Sharing::Alone).await?;
         let grown = Volume { size, ..(*volume).clone() };
         pool.grow_volume(&grown).await?;
         tracing::info!(volume = %id, from = %volume.size, to = %size, "volume grown");

@@ -12,7 +12,7 @@ use crate::{
     filesystem::Filesystem,
     id::{NodeId, VolumeId},
     pool::{
-        Attached, Detached, Pool,
+        Attached, Detached, Pool, Sharing, Turn,
         record::{Grant, Volume},
         set::Pools,
     },
@@ -111,6 +111,11 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Takes a volume for one piece of work, against the controller process.
+    async fn take_turn(&self, id: VolumeId) -> Result<Turn> {
+        self.pools.get(id.pool).await?.take_turn(id, Sharing::Alone).await
     }
 
     /// The volume's record and devices.

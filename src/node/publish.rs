@@ -6,7 +6,7 @@ use crate::{
     error::{Doing, Error, ErrorKind, Result},
     filesystem::Filesystem,
     id::VolumeId,
-    pool::{Attach, Attached},
+    pool::{Attach, Attached, Held, Sharing},
     sys::{
         kernel::{Attributes, Mount, Seen},
         target::Target,
@@ -36,6 +36,7 @@ impl Node {
     pub async fn publish(&self, id: VolumeId, wanted: &Publish) -> Result<()> {
         let staging = self.locate(&wanted.staging_path)?;
         let target = self.locate(&wanted.target_path)?;
+        let _turn = self.take_turn(id).await?;
         let found = self.find(id).await?;
         let grant = self.grant(&found.volume)?;
         let read_only = wanted.read_only || grant.reads_only() || wanted.capability.mode.read_only();
@@ -130,35 +131,29 @@ impl Node {
             Seen::Directory => return Err(not_a(target, "file")),
             Seen::Missing | Seen::File => {}
         }
-        let (device, held) = match staged.filter(|_| !read_only) {
-            Some(attached) => (attached.device.clone(), None),
-            None => {
-                let held = self.read_only_face(found).await?;
-                (held.0, held.1)
-            }
+        let held = match staged.filter(|_| !read_only) {
+            Some(attached) => found.pool.hold(found.volume.id, attached.device.number).await?,
+            None => self.read_only_face(found).await?,
         };
         let target = target.clone();
         self.ask(move |kernel| {
             kernel.ensure_file(&target).doing(|| format!("make the target file {target}"))?;
-            let bound = kernel.bind_device(&device, &target).doing(|| format!("publish at {target}"));
-            drop(held);
-            bound
+            kernel.bind_device(&held.attached.device, &target).doing(|| format!("publish at {target}"))
         })
         .await
     }
 
     /// A second device on the volume that refuses writes: a read-only bind of a device node would not.
-    async fn read_only_face(
-        &self,
-        found: &Found,
-    ) -> Result<(crate::sys::device::Device, Option<crate::pool::Held>)> {
+    async fn read_only_face(&self, found: &Found) -> Result<Held> {
+        let id = found.volume.id;
         let existing = found.attached.iter().find(|attached| attached.label == label::READ_ONLY);
-        if let Some(Attached { device, .. }) = existing.filter(|attached| attached.device.read_only) {
-            return Ok((device.clone(), None));
+        match existing.filter(|attached| attached.device.read_only) {
+            Some(attached) => found.pool.hold(id, attached.device.number).await,
+            None => {
+                let how = Attach { read_only: true, transient: false, label: label::READ_ONLY.into() };
+                found.pool.attach(id, &how).await
+            }
         }
-        let how = Attach { read_only: true, transient: false, label: label::READ_ONLY.into() };
-        let held = found.pool.attach(found.volume.id, &how).await?;
-        Ok((held.attached.device.clone(), Some(held)))
     }
 
     /// Takes a publish away: the mount and the path that was made for it.
@@ -168,6 +163,10 @@ impl Node {
     /// never deleted.
     pub async fn unpublish(&self, id: VolumeId, path: &str) -> Result<()> {
         let pool = self.pools.find(id.pool).await?;
+        let _turn = match &pool {
+            Some(pool) => Some(pool.take_turn(id, Sharing::Alone).await?),
+            None => None,
+        };
         let attached = match &pool {
             Some(pool) => pool.attached(id).await?,
             None => Vec::new(),

@@ -6,7 +6,7 @@ use crate::{
     error::{Doing, Error, ErrorKind, Result, kind_of},
     filesystem::Filesystem,
     id::VolumeId,
-    pool::{Attach, Attached, Held},
+    pool::{Attach, Held, Sharing},
     sys::{
         device::{Device, DeviceNumber},
         kernel::{Attributes, FilesystemMount, Kernel, Mount, MountError, STAGING, Seen},
@@ -22,6 +22,7 @@ impl Node {
     /// published to this node, or staged in another way; `Mismatch` where it is staged in another way at `path`.
     pub async fn stage(&self, id: VolumeId, path: &str, capability: &Capability) -> Result<()> {
         let at = self.locate(path)?;
+        let _turn = self.take_turn(id).await?;
         let found = self.find(id).await?;
         let read_only = self.grant(&found.volume)?.reads_only() || capability.mode.read_only();
         check_access(&found.volume, capability)?;
@@ -69,14 +70,14 @@ impl Node {
         }
         let damaged =
             filesystem == Filesystem::Ext4 && found.attached.is_empty() && self.has_errors(&found).await?;
-        let (attached, held) = self.attach_for_mount(&found, &wanted_label).await?;
+        let held = self.attach_for_mount(&found, &wanted_label).await?;
         let mount = FilesystemMount {
             filesystem,
             read_only,
             attributes: self.base_attributes().and(options.attributes).and(STAGING),
             options: options.options,
         };
-        let (at, device) = (at.clone(), attached.device);
+        let (at, device) = (at.clone(), held.attached.device.clone());
         self.ask(move |kernel| {
             if damaged {
                 kernel.repair_ext4(&device)?;
@@ -116,14 +117,15 @@ impl Node {
 
     /// The device for a filesystem: the one there is, if it was attached for the same way of mounting, or a new one,
     /// which the kernel takes away by itself if we die before a mount holds it.
-    async fn attach_for_mount(&self, found: &Found, wanted_label: &str) -> Result<(Attached, Option<Held>)> {
+    async fn attach_for_mount(&self, found: &Found, wanted_label: &str) -> Result<Held> {
         match found.attached.first() {
-            Some(attached) if attached.label == wanted_label => Ok((attached.clone(), None)),
+            Some(attached) if attached.label == wanted_label => {
+                found.pool.hold(found.volume.id, attached.device.number).await
+            }
             Some(_) => Err(staged_otherwise(found)),
             None => {
                 let how = Attach { read_only: false, transient: true, label: wanted_label.to_owned() };
-                let held = found.pool.attach(found.volume.id, &how).await?;
-                Ok((held.attached.clone(), Some(held)))
+                found.pool.attach(found.volume.id, &how).await
             }
         }
     }
@@ -136,6 +138,7 @@ impl Node {
     pub async fn unstage(&self, id: VolumeId, path: &str) -> Result<()> {
         let at = self.locate(path)?;
         let Some(pool) = self.pools.find(id.pool).await? else { return self.expect_no_mount(&at).await };
+        let _turn = pool.take_turn(id, Sharing::Alone).await?;
         let attached = pool.attached(id).await?;
         if attached.is_empty() {
             return Ok(());
@@ -212,6 +215,7 @@ impl Node {
         let not_here = || {
             Error::new(ErrorKind::NotFound, format!("volume {id} is neither staged nor published at {path}"))
         };
+        let _turn = self.take_turn(id).await?;
         let found = self.find(id).await?;
         let at = self.kernel.locate(path).map_err(|bad| not_here().because(bad))?;
         let mount = match self.look(&at).await? {
@@ -264,7 +268,7 @@ fn mount_staged(
     device: &Device,
     mount: &FilesystemMount,
     at: &Target,
-    held: Option<Held>,
+    held: Held,
 ) -> Result<()> {
     kernel.ensure_directory(at).doing(|| format!("make the staging directory {at}"))?;
     kernel.mount(device, mount, at).map_err(|error| mount_failed(error, at))?;

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{
-    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Trouble,
+    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Sharing, Trouble, Turn,
     record::{self, Content, Snapshot, Volume},
 };
 use crate::{
@@ -208,6 +208,11 @@ impl Pool for FakePool {
         Ok(listing)
     }
 
+    async fn take_turn(&self, _id: VolumeId, _sharing: Sharing) -> Result<Turn> {
+        // One process has it.
+        Ok(Box::new(()))
+    }
+
     async fn find_volume(&self, id: VolumeId) -> Result<Option<Volume>> {
         self.fault("find_volume", true).await?;
         match self.disk.state().volumes.get(&id.uuid) {
@@ -358,6 +363,17 @@ impl Pool for FakePool {
     async fn attached(&self, id: VolumeId) -> Result<Vec<Attached>> {
         self.fault("attached", true).await?;
         Ok(self.describe(id.uuid))
+    }
+
+    async fn hold(&self, id: VolumeId, number: DeviceNumber) -> Result<Held> {
+        self.fault("hold", true).await?;
+        let attached = self.describe(id.uuid).into_iter().find(|attached| attached.device.number == number);
+        match (attached, self.kernel.hold_device(id.uuid, number)) {
+            (Some(attached), Some(hold)) => Ok(Held { attached, guard: Box::new(hold) }),
+            _ => {
+                Err(Error::new(ErrorKind::Busy, format!("device {number} does not stand for {id} any more")))
+            }
+        }
     }
 
     async fn detach(&self, id: VolumeId, which: Option<DeviceNumber>) -> Result<Detached> {

@@ -18,6 +18,8 @@ use crate::{
     },
 };
 
+pub use crate::sys::file::Sharing;
+
 pub mod fake;
 pub mod file;
 pub mod format;
@@ -79,7 +81,7 @@ pub struct Listing {
     pub snapshots: Vec<Snapshot>,
     /// Objects in a place of ours whose record cannot be read, and why: never touched, always reported.
     pub damaged: Vec<String>,
-    /// Objects in a place of ours without any record: never touched, always reported.
+    /// Objects in a place of ours without a record of their own: never touched, always reported.
     pub strangers: Vec<String>,
 }
 
@@ -104,6 +106,9 @@ pub struct Attached {
     /// What was said when it was made; empty where somebody else made it.
     pub label: String,
 }
+
+/// A volume is taken while this value lives.
+pub type Turn = Box<dyn Send + Sync>;
 
 /// A device that stays what it is while this value lives.
 pub struct Held {
@@ -188,6 +193,10 @@ pub trait Pool: Send + Sync {
     /// Everything in the pool: a complete listing, or an error.
     async fn list(&self) -> Result<Listing>;
 
+    /// Takes a volume for one piece of work, against another process that serves the pool in another role; inside a
+    /// process the engine's locks do the same. It is given back when the value is dropped. `Busy` where it is taken.
+    async fn take_turn(&self, id: VolumeId, sharing: Sharing) -> Result<Turn>;
+
     /// The record of a volume, read afresh.
     async fn find_volume(&self, id: VolumeId) -> Result<Option<Volume>>;
 
@@ -230,6 +239,9 @@ pub trait Pool: Send + Sync {
 
     /// The devices that stand for a volume now, whoever made them; also for a volume whose record is gone.
     async fn attached(&self, id: VolumeId) -> Result<Vec<Attached>>;
+
+    /// Keeps a device that stands for a volume what it is. `Busy` where it is not that any more.
+    async fn hold(&self, id: VolumeId, device: DeviceNumber) -> Result<Held>;
 
     /// Takes one device of a volume away, or all (`None`).
     async fn detach(&self, id: VolumeId, which: Option<DeviceNumber>) -> Result<Detached>;

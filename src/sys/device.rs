@@ -35,6 +35,12 @@ impl DeviceNumber {
         self.0
     }
 
+    /// The minor number.
+    #[must_use]
+    pub fn minor(self) -> u32 {
+        minor(self.0)
+    }
+
     /// The major number; 0 stands for filesystems without a device of their own.
     #[must_use]
     pub fn major(self) -> u32 {

@@ -187,6 +187,15 @@ impl FakeKernel {
         (described, Hold { kernel: self.clone(), number })
     }
 
+    /// Keeps a device of an object from going; `None` where it has none of the number.
+    #[must_use]
+    pub fn hold_device(&self, owner: Uuid, number: DeviceNumber) -> Option<Hold> {
+        let mut world = self.world();
+        let held = world.devices.get_mut(&number).filter(|held| held.device.owner == owner)?;
+        held.holds += 1;
+        Some(Hold { kernel: self.clone(), number })
+    }
+
     /// The devices that stand for an object, or all.
     #[must_use]
     pub fn devices(&self, owner: Option<Uuid>) -> Vec<(Device, FakeDevice)> {

@@ -237,25 +237,29 @@ pub(super) fn btrfs_device(mount: BorrowedFd<'_>) -> io::Result<Box<BtrfsDevice>
     Ok(device)
 }
 
-/// Takes an exclusive lock on one byte of a file, or fails at once (EAGAIN). The lock belongs to the open file
-/// (`F_OFD_SETLK`, fcntl(2)): it is gone when the last descriptor of this opening is closed, however we end.
-pub(super) fn lock_byte(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+/// Takes a lock on one byte of a file, or fails at once (EAGAIN). The lock belongs to the open file (`F_OFD_SETLK`,
+/// fcntl(2)): it is gone when the last descriptor of this opening is closed, however we end.
+pub(super) fn lock_byte(file: BorrowedFd<'_>, byte: i64, others: Others) -> io::Result<()> {
+    let kind = match others {
+        Others::None => libc::F_WRLCK,
+        Others::Readers => libc::F_RDLCK,
+    };
     // SAFETY: `flock` is plain data for which all zeros is a valid value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     // Zero is `SEEK_SET` and a process id of zero, as this kind of lock wants them.
-    lock.l_type = i16::try_from(libc::F_WRLCK).map_err(io::Error::other)?;
+    lock.l_type = i16::try_from(kind).map_err(io::Error::other)?;
     lock.l_start = byte;
     lock.l_len = 1;
     // SAFETY: the kernel reads one `flock` at the address given.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, std::ptr::from_ref(&lock)) }).map(drop)
 }
 
-/// Who else may have a file open while a lease on it is held.
+/// Who else may have a file open while a lease on it is held, or may hold a lock.
 #[derive(Clone, Copy)]
 pub(super) enum Others {
     /// Nobody.
     None,
-    /// Those that only read.
+    /// Those that only read, or share the lock.
     Readers,
 }
 
@@ -281,6 +285,13 @@ pub(super) fn write_dirty(file: BorrowedFd<'_>) -> io::Result<()> {
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     // SAFETY: plain numbers.
     check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) }).map(drop)
+}
+
+/// Whether a lease is still held: the kernel takes it away from one who does not give it up in time.
+pub(super) fn has_lease(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: plain numbers.
+    let lease = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) };
+    lease != libc::F_UNLCK
 }
 
 /// Gives a lease up.

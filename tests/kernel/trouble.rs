@@ -137,8 +137,12 @@ async fn a_disk_that_moved_to_another_host() {
     let said = String::from_utf8_lossy(&served.stderr).into_owned();
     assert!(!served.status.success() && said.contains("served by another"), "{said}");
     daemon.kill();
+    let closed = ground.lagan(&["pool", "close", &text(&ground.pool())]);
+    assert!(closed.status.success(), "{closed:?}");
     ground.settings.push_str("machine_id = \"another\"\n");
     all_unavailable(&ground, &id).await;
+    let image = text(&ground.pool().join("fs"));
+    assert!(!ground.mounts().contains(&image), "whose it is must be known before it is mounted");
     let asked = ground.lagan(&["pool", "adopt", &text(&ground.pool())]);
     assert!(!asked.status.success(), "without a yes nothing is adopted");
     all_unavailable(&ground, &id).await;

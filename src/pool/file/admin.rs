@@ -40,7 +40,7 @@ pub fn init(path: &Path, machine: &str, image: Option<Bytes>, commands: &Command
     if let Some(size) = image {
         image::make(&outer, size, commands)?;
     }
-    let root = image::resolve(outer, Mounting::AsNeeded)?;
+    let root = image::resolve(&outer, Mounting::AsNeeded)?;
     let filesystem = check_filesystem(&root)?;
     if filesystem == Filesystem::Btrfs {
         // Overwritten in place, a volume on btrfs is three to five times faster, and stays so after a snapshot;
@@ -50,6 +50,9 @@ pub fn init(path: &Path, machine: &str, image: Option<Bytes>, commands: &Command
     let marker = Marker::new(machine);
     Store::open(root.try_clone().doing(what)?, marker.id, true)?;
     marker.write(&root)?;
+    if image.is_some() {
+        marker.write(&outer)?;
+    }
     Ok(marker.id)
 }
 
@@ -58,11 +61,15 @@ pub fn init(path: &Path, machine: &str, image: Option<Bytes>, commands: &Command
 /// # Errors
 /// `Busy` where it is served; `Unavailable` where there is no pool.
 pub fn adopt(path: &Path, machine: &str) -> Result<PoolId> {
-    let root = open_root(path, Mounting::AsNeeded)?;
-    let marker = read_marker(&root)?;
-    let _locks = marker::lock(&root, Role::Both)?;
+    let directory = open_directory(path)?;
+    // An image that was moved alone has its marker inside.
+    if Marker::read(&directory)?.is_none() {
+        read_marker(&image::resolve(&directory, Mounting::AsNeeded)?)?.write(&directory)?;
+    }
+    let marker = read_marker(&directory)?;
+    let _locks = marker::lock(&directory, Role::Both)?;
     let marker = marker.adopted_by(machine);
-    marker.write(&root)?;
+    marker.write(&directory)?;
     Ok(marker.id)
 }
 
@@ -80,9 +87,10 @@ pub fn close(path: &Path) -> Result<()> {
 /// `InUse` where it holds a volume, a snapshot or something of somebody else; `Busy` where it is served.
 pub fn delete(path: &Path) -> Result<()> {
     let what = || format!("delete pool {}", path.display());
-    let root = open_root(path, Mounting::AsNeeded)?;
-    let marker = read_marker(&root)?;
-    let locks = marker::lock(&root, Role::Both)?;
+    let directory = open_directory(path)?;
+    let marker = read_marker(&directory)?;
+    let locks = marker::lock(&directory, Role::Both)?;
+    let root = image::resolve(&directory, Mounting::AsNeeded)?;
     let store = Store::open(root.try_clone().doing(what)?, marker.id, true)?;
     let listing = store.list()?;
     let kept =
@@ -95,8 +103,12 @@ pub fn delete(path: &Path) -> Result<()> {
         root.remove_directory(name).doing(what)?;
     }
     root.remove_file(marker::MARKER).doing(what)?;
-    drop((locks, store, root));
-    image::remove(&Directory::open(path).doing(what)?)
+    drop((store, root));
+    image::remove(&directory)?;
+    // What is left says which pool this was until all of it is gone.
+    directory.remove_file(marker::MARKER).doing(what)?;
+    drop(locks);
+    Ok(())
 }
 
 /// The identity of the pool at `path`, and the machine that it belongs to; nothing is changed or mounted.
@@ -104,15 +116,14 @@ pub fn delete(path: &Path) -> Result<()> {
 /// # Errors
 /// `Unavailable` where there is none.
 pub fn identify(path: &Path) -> Result<(PoolId, String)> {
-    let root = open_root(path, Mounting::Never)?;
-    let marker = read_marker(&root)?;
+    let marker = read_marker(&open_directory(path)?)?;
     Ok((marker.id, marker.machine))
 }
 
-pub(super) fn open_root(path: &Path, mounting: Mounting) -> Result<Directory> {
+pub(super) fn open_directory(path: &Path) -> Result<Directory> {
     let gone =
         |error| Error::io(format!("open pool {}", path.display()), error).as_kind(ErrorKind::Unavailable);
-    image::resolve(Directory::open(path).map_err(gone)?, mounting)
+    Directory::open(path).map_err(gone)
 }
 
 pub(super) fn read_marker(root: &Directory) -> Result<Marker> {

@@ -14,7 +14,7 @@ use super::store::{Store, file_name, uuid_of};
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     id::VolumeId,
-    pool::{Attach, Attached, Detached, Held},
+    pool::{Attach, Attached, Detached, Held, Role},
     sys::{
         device::{Device, DeviceNumber, Inode},
         file::{Access, sole_use},
@@ -28,13 +28,19 @@ fn label_prefix(uuid: Uuid) -> String {
 }
 
 /// The devices of a pool's volumes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Devices {
-    /// Numbers of the devices that a volume had last.
+    /// Numbers of all devices that a volume had last. Only a process that makes them can know all: one that does not
+    /// asks the kernel each time.
     hints: Mutex<HashMap<Uuid, Vec<u32>>>,
+    makes_them: bool,
 }
 
 impl Devices {
+    pub(super) fn new(role: Role) -> Self {
+        Self { hints: Mutex::default(), makes_them: role.attaches() }
+    }
+
     fn hints(&self) -> MutexGuard<'_, HashMap<Uuid, Vec<u32>>> {
         self.hints.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,7 +56,10 @@ impl Devices {
             std::io::ErrorKind::Unsupported => Error::io(what(), error).as_kind(ErrorKind::Unavailable),
             _ => Error::io(what(), error),
         })?;
-        self.hints().entry(id.uuid).or_default().push(device.number());
+        // Without a complete list to add it to, the next question looks for all.
+        if let Some(known) = self.hints().get_mut(&id.uuid) {
+            known.push(device.number());
+        }
         let attached = Attached {
             device: device.device().doing(what)?,
             transient: how.transient,
@@ -83,7 +92,10 @@ impl Devices {
             found.extend(look(bound.number)?.filter(|(bound, _)| ours(bound)));
         }
         let numbers = found.iter().map(|(bound, _)| bound.number).collect();
-        self.hints().insert(id.uuid, numbers);
+        if self.makes_them {
+            // Not over a list that has grown meanwhile.
+            self.hints().entry(id.uuid).or_insert(numbers);
+        }
         Ok(found)
     }
 
@@ -138,6 +150,20 @@ impl Devices {
             }
         }
         Ok(())
+    }
+}
+
+/// Opens a device that stands for a volume, so that it cannot be taken away or stand for another one.
+pub(super) fn hold(store: &Store, id: VolumeId, number: DeviceNumber) -> Result<Held> {
+    let what = || format!("hold device {number} of {id}");
+    let device = LoopDevice::open(number.minor()).doing(what)?;
+    let backing = store.volumes.stat(&file_name(id.uuid)).doing(what)?.map(|stat| stat.inode);
+    match device.bound().doing(what)? {
+        Some(bound) if Some(bound.backing) == backing => {
+            let attached = describe(&bound, device.device().doing(what)?, id.uuid);
+            Ok(Held { attached, guard: Box::new(device) })
+        }
+        _ => Err(Error::new(ErrorKind::Busy, format!("{}: it stands for something else by now", what()))),
     }
 }
 

@@ -85,8 +85,12 @@ impl Inner {
         progress: &Progress,
     ) -> Result<()> {
         let from = self.store.open_file(&self.store.volumes, id.uuid, Access::Read)?;
-        if let Some(_quiet) = no_writers(&from).doing(|| format!("ask whether {id} is in use"))? {
-            return self.copy_quiet(&from, to, progress);
+        if let Some(quiet) = no_writers(&from).doing(|| format!("ask whether {id} is in use"))? {
+            self.copy_quiet(&from, to, progress)?;
+            if quiet.lasts() {
+                return Ok(());
+            }
+            return Err(Error::new(ErrorKind::Busy, format!("{id} was opened while it was copied")));
         }
         let devices: Vec<_> = self
             .devices

@@ -56,14 +56,16 @@ pub(super) enum Mounting {
 
 /// The directory that the pool really lies in: the image's filesystem, or `directory` itself where there is no
 /// image.
-pub(super) fn resolve(directory: Directory, mounting: Mounting) -> Result<Directory> {
+pub(super) fn resolve(directory: &Directory, mounting: Mounting) -> Result<Directory> {
     let what = || format!("mount the image of pool {}", directory.path().display());
     let image = match directory.open_file(IMAGE, Access::Write) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(directory),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return directory.try_clone().doing(what);
+        }
         other => other.doing(what)?,
     };
-    if mounting == Mounting::AsNeeded && !is_mounted(&directory).doing(what)? {
-        mount_image(&directory, &image)
+    if mounting == Mounting::AsNeeded && !is_mounted(directory).doing(what)? {
+        mount_image(directory, &image)
             .map_err(|error| error.within(what()).as_kind(ErrorKind::Unavailable))?;
     }
     directory.open_directory(MOUNT).doing(what)

@@ -1,15 +1,16 @@
 //! The identity of a file pool: a small file in its directory that says which pool this is, and whose. Its locks are
 //! taken on that file, so they are where the pool is. A directory without the file is no pool, never an empty one.
+//! Beside an image it is asked before the image is mounted: another machine may have it mounted.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
-    id::PoolId,
+    id::{PoolId, VolumeId},
     pool::{Role, record::Timestamp},
     sys::{
         device::Inode,
-        file::{Access, ByteLock, Directory, stat},
+        file::{Access, ByteLock, Directory, Sharing, stat},
     },
 };
 
@@ -71,21 +72,27 @@ impl Marker {
 pub(super) fn lock(root: &Directory, role: Role) -> Result<Vec<ByteLock>> {
     let wanted = [(role.changes(), 0, "controller"), (role.attaches(), 1, "node")];
     let wanted = wanted.into_iter().filter(|(wanted, ..)| *wanted);
-    wanted.map(|(_, byte, name)| lock_byte(root, byte, name)).collect()
+    let busy = |name: &str| {
+        format!("pool {} is served by another {name} process: stop that one first", root.path().display())
+    };
+    wanted.map(|(_, byte, name)| lock_byte(root, byte, Sharing::Alone, || busy(name))).collect()
 }
 
-fn lock_byte(root: &Directory, byte: u8, role: &str) -> Result<ByteLock> {
+/// Takes a volume for one piece of work, against the other process that serves the pool. `Busy` where that one has it.
+pub(super) fn take_turn(root: &Directory, id: VolumeId, sharing: Sharing) -> Result<ByteLock> {
+    // Behind the bytes of the roles. Two volumes with one byte would only wait for one another.
+    let byte = 2 + i64::try_from(id.uuid.as_u128() >> 66).unwrap_or_default();
+    lock_byte(root, byte, sharing, || format!("another process is at work on volume {id}"))
+}
+
+fn lock_byte(root: &Directory, byte: i64, sharing: Sharing, busy: impl Fn() -> String) -> Result<ByteLock> {
     let what = || format!("lock pool {}", root.path().display());
     // The file may be replaced (adoption) between opening and locking it: a lock on the old one locks nothing.
     for _attempt in 0..8 {
         let file = root.open_file(MARKER, Access::Write).doing(what)?;
         let opened = stat(&file).doing(what)?.inode;
-        let Some(lock) = ByteLock::try_take(file, byte).doing(what)? else {
-            let what = format!(
-                "pool {} is served by another {role} process: stop that one first",
-                root.path().display()
-            );
-            return Err(Error::new(ErrorKind::Busy, what));
+        let Some(lock) = ByteLock::try_take(file, byte, sharing).doing(what)? else {
+            return Err(Error::new(ErrorKind::Busy, busy()));
         };
         if current(root).doing(what)? == Some(opened) {
             return Ok(lock);

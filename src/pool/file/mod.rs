@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Trouble,
+    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Trouble, Turn,
     record::{Snapshot, Volume},
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     sys::{
         cmd::Commands,
         device::DeviceNumber,
-        file::{self, Access, ByteLock, sole_use},
+        file::{self, Access, ByteLock, Directory, Sharing, sole_use},
         minder::Minder,
         superblock::{self, Contents},
     },
@@ -42,7 +42,7 @@ mod templates;
 
 pub use admin::{adopt, close, delete, identify, init};
 
-use admin::{check_filesystem, open_root, read_marker};
+use admin::{check_filesystem, open_directory, read_marker};
 use attach::Devices;
 use content::CopyRate;
 use image::Mounting;
@@ -79,6 +79,8 @@ pub struct FilePool {
 
 #[derive(Debug)]
 struct Inner {
+    /// Where the marker is: beside an image, not in it.
+    directory: Directory,
     store: Store,
     settings: Settings,
     filesystem: Filesystem,
@@ -106,8 +108,8 @@ impl FilePool {
         minder: Option<Arc<Minder>>,
     ) -> Result<Self> {
         let mounting = if role == Role::Observer { Mounting::Never } else { Mounting::AsNeeded };
-        let root = open_root(&settings.path, mounting)?;
-        let marker = read_marker(&root)?;
+        let directory = open_directory(&settings.path)?;
+        let marker = read_marker(&directory)?;
         let path = settings.path.display();
         let refuse =
             |reason: String| Err(Error::new(ErrorKind::Unavailable, format!("pool {path}: {reason}")));
@@ -120,13 +122,22 @@ impl FilePool {
                 marker.machine
             ));
         }
+        let locks = marker::lock(&directory, role)?;
+        let root = image::resolve(&directory, mounting)?;
+        let inside = read_marker(&root)?;
+        if inside.id != marker.id {
+            return refuse(format!(
+                "its image is that of pool {}, but {} is beside it",
+                inside.id, marker.id
+            ));
+        }
         let filesystem = check_filesystem(&root).map_err(|error| error.as_kind(ErrorKind::Unavailable))?;
-        let locks = marker::lock(&root, role)?;
         let store = Store::open(root, marker.id, role.changes())?;
         store.check_writable()?;
         let reflink = role.changes() && store.can_reflink()?;
         let templates = Templates::new(settings.templates);
         let inner = Inner {
+            directory,
             store,
             settings,
             filesystem,
@@ -134,7 +145,7 @@ impl FilePool {
             commands,
             minder,
             templates,
-            devices: Devices::default(),
+            devices: Devices::new(role),
             copy_rate: CopyRate::default(),
             foreign: Mutex::new(None),
             _locks: locks,
@@ -329,6 +340,10 @@ impl Pool for FilePool {
         self.run(|inner| inner.store.list()).await
     }
 
+    async fn take_turn(&self, id: VolumeId, sharing: Sharing) -> Result<Turn> {
+        self.run(move |inner| Ok(Box::new(marker::take_turn(&inner.directory, id, sharing)?) as Turn)).await
+    }
+
     async fn find_volume(&self, id: VolumeId) -> Result<Option<Volume>> {
         self.run(move |inner| inner.store.volume(id)).await
     }
@@ -398,6 +413,10 @@ impl Pool for FilePool {
 
     async fn attached(&self, id: VolumeId) -> Result<Vec<Attached>> {
         self.run(move |inner| inner.devices.attached(&inner.store, id)).await
+    }
+
+    async fn hold(&self, id: VolumeId, device: DeviceNumber) -> Result<Held> {
+        self.run(move |inner| attach::hold(&inner.store, id, device)).await
     }
 
     async fn detach(&self, id: VolumeId, which: Option<DeviceNumber>) -> Result<Detached> {

@@ -185,7 +185,9 @@ impl Store {
                     Some(uuid) if volume.id == (VolumeId { pool: self.pool, uuid }) => {
                         listing.volumes.push(volume)
                     }
-                    _ => listing.damaged.push(format!("volumes/{name}: its record is that of {}", volume.id)),
+                    _ => {
+                        listing.strangers.push(format!("volumes/{name}: its record is that of {}", volume.id))
+                    }
                 }
             }
         }
@@ -197,7 +199,7 @@ impl Store {
                         listing.snapshots.push(snapshot);
                     }
                     _ => listing
-                        .damaged
+                        .strangers
                         .push(format!("snapshots/{name}: its record is that of {}", snapshot.id)),
                 }
             }
