@@ -9,5 +9,6 @@ mod nodes;
 #[path = "../support/requests.rs"]
 mod requests;
 mod rig;
+mod rules;
 mod snapshots;
 mod volumes;
