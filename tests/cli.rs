@@ -82,8 +82,8 @@ fn who_is_not_root_is_told() {
 
 #[test]
 fn nothing_is_destroyed_without_a_yes() {
-    let id = "v.00000000000000000000000000000000.00000000000000000000000000000000";
-    let output = with_config("endpoint = '/nonexistent/csi.sock'", &["volume", "delete", id]);
+    let id = "s.00000000000000000000000000000000.00000000000000000000000000000000";
+    let output = with_config("endpoint = '/nonexistent/csi.sock'", &["snapshot", "delete", id]);
     check(&output, 1, &[id, "nothing done: say --yes"]);
 }
 

@@ -78,7 +78,12 @@ pub(super) fn refused(status: Status) -> Error {
         Code::InvalidArgument => ErrorKind::Invalid,
         _ => ErrorKind::Broken,
     };
-    Error::new(kind, format!("{} ({})", status.message(), code_name(status.code())))
+    let hint = if status.code() == Code::Unimplemented {
+        "; is this the endpoint of another mode? --endpoint names one"
+    } else {
+        ""
+    };
+    Error::new(kind, format!("{} ({}){hint}", status.message(), code_name(status.code())))
 }
 
 /// The code as the specification writes it.

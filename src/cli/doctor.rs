@@ -90,7 +90,9 @@ async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
     examine_kernel(&mut findings);
     examine_tools(&mut findings);
     for pool in &config.pools {
-        examine_pool(&pool.path, &format!("pool {}", pool.name), &mut findings);
+        // The built-in one is made at the first start; one that is configured was made by somebody.
+        let missing = if config.default_pool { Verdict::Warning } else { Verdict::Failure };
+        examine_pool(&pool.path, &format!("pool {}", pool.name), missing, &mut findings);
     }
     examine_roots(config, &mut findings);
     findings.push(examine_daemon(config).await);
@@ -163,7 +165,7 @@ fn examine_tools(findings: &mut Vec<Finding>) {
     }
 }
 
-fn examine_pool(path: &Path, subject: &str, findings: &mut Vec<Finding>) {
+fn examine_pool(path: &Path, subject: &str, missing: Verdict, findings: &mut Vec<Finding>) {
     let identified = crate::pool::file::identify(path);
     findings.push(match &identified {
         Ok((id, machine)) => {
@@ -179,7 +181,7 @@ fn examine_pool(path: &Path, subject: &str, findings: &mut Vec<Finding>) {
                 finding(Verdict::Well, subject, what)
             }
         }
-        Err(error) => finding(Verdict::Warning, subject, Chain(error).to_string()),
+        Err(error) => finding(missing, subject, Chain(error).to_string()),
     });
     // The nearest directory that exists tells the filesystem that the pool is or would be on.
     let Some(directory) = path.ancestors().find_map(|path| Directory::open(path).ok()) else { return };
@@ -192,6 +194,11 @@ fn examine_pool(path: &Path, subject: &str, findings: &mut Vec<Finding>) {
 
 fn examine_roots(config: &Config, findings: &mut Vec<Finding>) {
     let table = mountinfo::read().unwrap_or_default();
+    if !config.target_roots.iter().any(|root| root.exists()) {
+        let what =
+            "none exists on this host: set them to where the orchestrator keeps staging and target paths";
+        findings.push(finding(Verdict::Warning, "target_roots", what));
+    }
     for root in config.target_roots.iter().filter(|root| root.exists()) {
         let real = std::fs::canonicalize(root).unwrap_or_else(|_| root.clone());
         let below = table.iter().filter(|entry| real.starts_with(&entry.mount_point));

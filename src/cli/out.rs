@@ -16,7 +16,11 @@ pub(super) fn talk(text: &str) {
 
 /// Prints a line of data.
 pub(super) fn line(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}").doing(|| "print")
+    match writeln!(std::io::stdout(), "{text}") {
+        // Whoever reads has seen enough, such as `head`.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.doing(|| "print"),
+    }
 }
 
 /// Rows of named columns, as a table or as JSON objects.

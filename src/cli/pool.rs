@@ -67,6 +67,12 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
             out::talk(&format!("pool {id} made in {}", directory.display()));
             if !config.pools.iter().any(|pool| pool.path == directory) {
                 out::talk("to serve it, add to the configuration:\n");
+                // The first pool that is configured takes the place of the built-in one, which may be in use.
+                if config.default_pool
+                    && let Some(built_in) = config.pools.first().filter(|pool| pool.path.exists())
+                {
+                    out::line(&format!("{}\n", configuration_of(&built_in.path)))?;
+                }
                 out::line(&configuration_of(&directory))?;
             }
         }
@@ -101,6 +107,7 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
 /// The lines that make a directory a pool of the configuration.
 fn configuration_of(directory: &std::path::Path) -> String {
     let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = if name.parse::<PoolName>().is_ok() { name } else { "default".to_owned() };
     format!("[[pool]]\nname = {name:?}\nkind = \"file\"\npath = {:?}", directory.display().to_string())
 }
 

@@ -65,6 +65,7 @@ pub(super) fn run(common: &Common, command: SnapshotCommand) -> Result<ExitCode>
                     DeleteSnapshotRequest { snapshot_id: id.to_string(), ..DeleteSnapshotRequest::default() };
                 Daemon::connect(&config).await?.controller().delete_snapshot(request).await.map_err(refused)
             })?;
+            out::talk("deleted");
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -16,11 +16,12 @@ use crate::{
     config::{Config, Mode},
     error::{Doing, Error, ErrorKind, Result},
     filesystem::Filesystem,
-    id::{PoolName, SnapshotId, VolumeId},
+    id::{NodeId, PoolName, SnapshotId, VolumeId},
     proto::{
         self, CapacityRange, ControllerGetVolumeHealthRequest, ControllerGetVolumeRequest,
-        CreateVolumeRequest, DeleteVolumeRequest, ListVolumesRequest, VolumeCapability, VolumeContentSource,
-        volume_capability, volume_content_source,
+        ControllerGetVolumeResponse, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
+        DeleteVolumeRequest, ListVolumesRequest, VolumeCapability, VolumeContentSource, volume_capability,
+        volume_content_source,
     },
     sys::grow,
 };
@@ -43,6 +44,15 @@ pub(super) enum VolumeCommand {
         /// Do not ask.
         #[arg(long)]
         yes: bool,
+    },
+    /// Take back the right of a node to use a volume, where the orchestrator that gave it is no more. What is in use
+    /// stays.
+    Unpublish {
+        /// Its id.
+        id: VolumeId,
+        /// Which node [default: every one].
+        #[arg(long)]
+        node: Option<NodeId>,
     },
     /// Give the free space of a mounted volume's filesystem back to its pool.
     Trim {
@@ -84,19 +94,47 @@ pub(super) fn run(common: &Common, command: VolumeCommand) -> Result<ExitCode> {
         VolumeCommand::List => block_on(list(&config, output))?,
         VolumeCommand::Show { id } => block_on(show(&config, id, output))?,
         VolumeCommand::Create(args) => block_on(create(&config, args, output))?,
-        VolumeCommand::Delete { id, yes } => {
-            if !out::confirmed(&format!("volume {id} and all that is in it will be deleted"), yes) {
-                return Ok(ExitCode::FAILURE);
-            }
-            block_on(async {
-                let request =
-                    DeleteVolumeRequest { volume_id: id.to_string(), ..DeleteVolumeRequest::default() };
-                Daemon::connect(&config).await?.controller().delete_volume(request).await.map_err(refused)
-            })?;
-        }
+        VolumeCommand::Delete { id, yes } => return delete(&config, id, yes),
+        VolumeCommand::Unpublish { id, node } => block_on(unpublish(&config, id, node))?,
         VolumeCommand::Trim { id } => trim(&config, id)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn delete(config: &Config, id: VolumeId, yes: bool) -> Result<ExitCode> {
+    // A driver says yes to deleting what does not exist; a person has mistyped it.
+    let volume =
+        block_on(async { get(&Daemon::connect(config).await?, id).await })?.volume.unwrap_or_default();
+    let name = volume.volume_context.get("name").map(String::as_str).unwrap_or_default();
+    let size = Bytes::try_from(volume.capacity_bytes).unwrap_or_default();
+    if !out::confirmed(&format!("volume {name:?} ({id}, {size}) and all that is in it will be deleted"), yes)
+    {
+        return Ok(ExitCode::FAILURE);
+    }
+    block_on(async {
+        let request = DeleteVolumeRequest { volume_id: id.to_string(), ..DeleteVolumeRequest::default() };
+        Daemon::connect(config).await?.controller().delete_volume(request).await.map_err(refused)
+    })?;
+    out::talk("deleted");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn unpublish(config: &Config, id: VolumeId, node: Option<NodeId>) -> Result<()> {
+    let daemon = Daemon::connect(config).await?;
+    let nodes = get(&daemon, id).await?.status.unwrap_or_default().published_node_ids;
+    let request = ControllerUnpublishVolumeRequest {
+        volume_id: id.to_string(),
+        node_id: node.map(|node| node.to_string()).unwrap_or_default(),
+        ..ControllerUnpublishVolumeRequest::default()
+    };
+    daemon.controller().controller_unpublish_volume(request).await.map_err(refused)?;
+    out::talk(&format!("it was published to: {}", nodes.join(", ")));
+    Ok(())
+}
+
+async fn get(daemon: &Daemon, id: VolumeId) -> Result<ControllerGetVolumeResponse> {
+    let request = ControllerGetVolumeRequest { volume_id: id.to_string() };
+    Ok(daemon.controller().controller_get_volume(request).await.map_err(refused)?.into_inner())
 }
 
 async fn list(config: &Config, output: Output) -> Result<()> {
@@ -134,8 +172,7 @@ fn row(volume: &proto::Volume, nodes: Vec<String>, output: Output) -> [Value; 5]
 
 async fn show(config: &Config, id: VolumeId, output: Output) -> Result<()> {
     let daemon = Daemon::connect(config).await?;
-    let request = ControllerGetVolumeRequest { volume_id: id.to_string() };
-    let answer = daemon.controller().controller_get_volume(request).await.map_err(refused)?.into_inner();
+    let answer = get(&daemon, id).await?;
     let request = ControllerGetVolumeHealthRequest {
         volume_id: id.to_string(),
         ..ControllerGetVolumeHealthRequest::default()

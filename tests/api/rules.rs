@@ -140,7 +140,6 @@ async fn a_grant_to_read_stays_one() {
         volume_id: id,
         volume_publish_path: TARGET.into(),
         staging_target_path: STAGING.into(),
-        ..NodeGetVolumeHealthRequest::default()
     };
     let health = rig.node.node_get_volume_health(request).await.unwrap().into_inner();
     assert!(health.volume_health.is_none_or(|health| health.health_statuses.is_empty()));
