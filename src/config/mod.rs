@@ -5,7 +5,6 @@ use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
@@ -16,6 +15,10 @@ use crate::{
     server::Endpoint,
     sys::host,
 };
+
+mod reader;
+
+use reader::Reader;
 
 /// Which services a process offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -144,7 +147,7 @@ pub fn load(file: Option<&Path>, mode: Mode, overrides: &Overrides) -> Result<Co
 /// Every problem found, together.
 pub fn parse(text: &str, mode: Mode, overrides: &Overrides) -> Result<Config, Problems> {
     let table = text.parse::<Table>().map_err(|error| Problems(vec![error.to_string().trim().to_owned()]))?;
-    let mut reader = Reader { table, place: String::new(), problems: Vec::new() };
+    let mut reader = Reader::new(table, "");
     let config = read(&mut reader, mode, overrides);
     let problems = reader.finish();
     match config {
@@ -223,7 +226,7 @@ fn read_pools(reader: &mut Reader) -> Option<Vec<PoolConfig>> {
             reader.problem(&place, "must be a table");
             continue;
         };
-        let mut inner = Reader { table, place, problems: Vec::new() };
+        let mut inner = Reader::new(table, &place);
         pools.extend(read_pool(&mut inner));
         reader.problems.extend(inner.finish());
     }
@@ -265,7 +268,7 @@ fn read_pool_settings(reader: &mut Reader) -> Option<PoolConfig> {
 }
 
 fn default_pool_in(state_dir: &Path) -> Option<PoolConfig> {
-    let mut nothing = Reader { table: Table::new(), place: String::new(), problems: Vec::new() };
+    let mut nothing = Reader::new(Table::new(), "");
     Some(PoolConfig { path: state_dir.join("pools/default"), ..read_pool_settings(&mut nothing)? })
 }
 
@@ -277,137 +280,6 @@ fn is_driver_name(name: &str) -> bool {
     name.len() <= 63
         && name.bytes().all(inner)
         && ends.iter().all(|end| end.is_some_and(|byte| byte.is_ascii_alphabetic()))
-}
-
-/// A table that is read key by key, collecting what is wrong.
-struct Reader {
-    table: Table,
-    place: String,
-    problems: Vec<String>,
-}
-
-impl Reader {
-    fn problem(&mut self, key: &str, what: &str) {
-        self.problems.push(format!("{}{key}: {what}", self.place));
-    }
-
-    fn optional(&mut self, key: &str) -> Option<String> {
-        match self.table.remove(key)? {
-            Value::String(text) => Some(text),
-            _ => {
-                self.problem(key, "must be a text");
-                None
-            }
-        }
-    }
-
-    fn required(&mut self, key: &str) -> Option<String> {
-        if !self.table.contains_key(key) {
-            self.problem(key, "is missing");
-        }
-        self.optional(key)
-    }
-
-    fn text(&mut self, key: &str, default: &str) -> String {
-        self.optional(key).unwrap_or_else(|| default.to_owned())
-    }
-
-    fn parsed<T: FromStr>(&mut self, key: &str, text: &str) -> Option<T>
-    where
-        T::Err: fmt::Display,
-    {
-        match text.parse() {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.problem(key, &T::Err::to_string(&error));
-                None
-            }
-        }
-    }
-
-    fn absolute(&mut self, key: &str, path: String) -> PathBuf {
-        let path = PathBuf::from(path);
-        if !path.is_absolute() {
-            self.problem(key, &format!("{} must be an absolute path", path.display()));
-        }
-        path
-    }
-
-    fn path(&mut self, key: &str, default: &str) -> PathBuf {
-        let path = self.text(key, default);
-        self.absolute(key, path)
-    }
-
-    fn paths(&mut self, key: &str, default: &[&str]) -> Vec<PathBuf> {
-        let Some(texts) = self.list(key) else { return default.iter().map(PathBuf::from).collect() };
-        if texts.is_empty() {
-            self.problem(key, "must be a list of one or more paths");
-        }
-        if texts.iter().any(|text| text == "/") {
-            self.problem(key, "/ would let every path pass");
-        }
-        texts.into_iter().map(|text| self.absolute(key, text)).collect()
-    }
-
-    fn list(&mut self, key: &str) -> Option<Vec<String>> {
-        let values = match self.table.remove(key)? {
-            Value::Array(values) => values,
-            _ => {
-                self.problem(key, "must be a list of texts");
-                return Some(Vec::new());
-            }
-        };
-        let texts = values.iter().filter_map(Value::as_str).map(ToOwned::to_owned).collect::<Vec<_>>();
-        if texts.len() < values.len() {
-            self.problem(key, "must hold texts only");
-        }
-        Some(texts)
-    }
-
-    fn flag(&mut self, key: &str) -> bool {
-        match self.table.remove(key) {
-            None => false,
-            Some(Value::Boolean(flag)) => flag,
-            Some(_) => {
-                self.problem(key, "must be true or false");
-                false
-            }
-        }
-    }
-
-    fn number(&mut self, key: &str, default: u32, least: u32, most: u32) -> u32 {
-        match self.table.remove(key) {
-            None => default,
-            Some(Value::Integer(number)) if (i64::from(least)..=i64::from(most)).contains(&number) => {
-                u32::try_from(number).unwrap_or(default)
-            }
-            Some(_) => {
-                self.problem(key, &format!("must be a whole number from {least} to {most}"));
-                default
-            }
-        }
-    }
-
-    fn duration(&mut self, key: &str, default: Duration, most: Duration) -> Duration {
-        let Some(text) = self.optional(key) else { return default };
-        match humantime::parse_duration(&text) {
-            Ok(duration) if !duration.is_zero() && duration <= most => duration,
-            _ => {
-                let most = humantime::format_duration(most);
-                self.problem(key, &format!("must be a time such as \"5s\", at most {most}"));
-                default
-            }
-        }
-    }
-
-    /// What is left over is unknown.
-    fn finish(mut self) -> Vec<String> {
-        let unknown: Vec<String> = self.table.keys().cloned().collect();
-        for key in unknown {
-            self.problem(&key, "is not a known key");
-        }
-        self.problems
-    }
 }
 
 #[cfg(test)]
@@ -460,7 +332,7 @@ templates = 3
 
     #[test]
     fn every_key_is_documented() {
-        let page = include_str!("../docs/configuration.md").split("## Parameters").next().unwrap();
+        let page = include_str!("../../docs/configuration.md").split("## Parameters").next().unwrap();
         let documented: Vec<_> =
             page.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
         let known: Vec<_> = FULL.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
