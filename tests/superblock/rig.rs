@@ -225,7 +225,16 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let (well, report) = run_status("umount", &[text(&self.directory)]);
+        // A test beside this one may be starting a program: until it has, the program holds our open files too.
+        let mut unmount = || run_status("umount", &[text(&self.directory)]);
+        let (mut well, mut report) = unmount();
+        for _again in 0..40 {
+            if well || !report.contains("busy") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            (well, report) = unmount();
+        }
         assert!(
             well || std::thread::panicking(),
             "umount {} of {}: {report}",
