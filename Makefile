@@ -8,10 +8,10 @@ LAGAN := target/release/lagan
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit kernel sanity bench audit clean
+.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm bench audit clean
 
 help: ## Say what there is
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build the one binary, target/release/lagan
 	@.ci/prepare build
@@ -21,8 +21,8 @@ demo: build ## Show the main job on a throw-away pool
 	$(SUDO) $(LAGAN) demo
 
 test: ## Run every test
-	@.ci/prepare build test
-	@$(MAKE) --no-print-directory lint unit kernel sanity
+	@.ci/prepare build test vm
+	@$(MAKE) --no-print-directory lint unit kernel sanity test-vm
 
 lint: ## Formatting, lints, documentation
 	cargo fmt --check
@@ -37,11 +37,19 @@ unit: ## Tests that need no root: values, logic, the whole API over a modelled k
 kernel: ## Tests on real loop devices and filesystems, as root
 	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel
 
-sanity: ## The real csi-sanity, eight runs, as root
+sanity: sanity-programs ## The real csi-sanity, eight runs, as root
 	cargo build --release --locked
+	$(SUDO) csi-sanity/run
+
+sanity-programs:
 	cd csi-sanity && go build -o ../target/ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 	cd csi-sanity && go test -c -o ../target/csi-sanity-extra .
-	$(SUDO) csi-sanity/run
+
+test-vm: sanity-programs ## Tests on LVM and device-mapper, in a virtual machine, as root
+	@.ci/prepare vm
+	cargo build --release --locked
+	$(SUDO) tests/vm/run tests/vm/all "$$(cargo test --locked --no-run --test contracts --message-format json | \
+		sed -n 's/.*"executable":"\([^"]*contracts-[^"]*\)".*/\1/p' | tail -1)"
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare

@@ -12,7 +12,7 @@ use rustix::{fs::Mode as FileMode, process};
 
 use crate::{
     blocking::blocking,
-    config::{Config, Mode, PoolConfig},
+    config::{Config, Mode, Place, PoolConfig},
     csi::{self, Services, Topology},
     engine::{self, Engine, accountant::Facts, work::Work},
     error::{Chain, Doing, Error, ErrorKind, Result},
@@ -22,6 +22,7 @@ use crate::{
         Pool, Role,
         file::{self, FilePool},
         set::{Opener, Pools},
+        thin::{self, ThinPool},
     },
     server,
     sys::{
@@ -90,8 +91,8 @@ impl Hints {
     }
 }
 
-/// Opens a file pool of the configuration.
-struct FileOpener {
+/// Opens a pool of the configuration, whatever its kind.
+struct ConfiguredPool {
     config: PoolConfig,
     machine: String,
     role: Role,
@@ -104,11 +105,17 @@ struct FileOpener {
     minder: Option<Arc<Minder>>,
 }
 
-#[async_trait]
-impl Opener for FileOpener {
-    async fn open(&self) -> Result<Arc<dyn Pool>> {
+impl ConfiguredPool {
+    async fn open_file(&self, path: PathBuf) -> Result<Arc<dyn Pool>> {
         let expected = self.expected();
-        let settings = file_settings(&self.config, &self.machine);
+        let settings = file::Settings {
+            path,
+            machine: self.machine.clone(),
+            reserve_percent: self.config.reserve_percent,
+            overcommit_percent: self.config.overcommit_percent,
+            freeze_limit: self.config.freeze_limit,
+            templates: usize::try_from(self.config.templates).unwrap_or(usize::MAX),
+        };
         let (commands, minder, role) = (Arc::clone(&self.commands), self.minder.clone(), self.role);
         let make = self.built_in && expected.is_none() && role.changes();
         let pool = blocking(move || {
@@ -117,12 +124,38 @@ impl Opener for FileOpener {
                 tracing::info!(pool = %id, path = %settings.path.display(), "default pool made");
             }
             FilePool::open(settings, role, expected, commands, minder)
-        })
-        .await?;
+        });
+        Ok(Arc::new(pool.await?))
+    }
+
+    async fn open_thin(&self, place: thin::Place) -> Result<Arc<dyn Pool>> {
+        let expected = self.expected();
+        let settings = thin::Settings {
+            place,
+            machine: self.machine.clone(),
+            reserve_percent: self.config.reserve_percent,
+            overcommit_percent: self.config.overcommit_percent,
+            freeze_limit: self.config.freeze_limit,
+        };
+        let (commands, minder, role) = (Arc::clone(&self.commands), self.minder.clone(), self.role);
+        let pool = blocking(move || ThinPool::open(settings, role, expected, commands, minder));
+        Ok(Arc::new(pool.await?))
+    }
+}
+
+#[async_trait]
+impl Opener for ConfiguredPool {
+    async fn open(&self) -> Result<Arc<dyn Pool>> {
+        let pool = match &self.config.place {
+            Place::File(path) => self.open_file(path.clone()).await?,
+            Place::Lvm { vg, thin_pool } => {
+                self.open_thin(thin::Place { vg: vg.clone(), thin_pool: thin_pool.clone() }).await?
+            }
+        };
         if self.role.changes() {
             self.hints.note(&self.config.name, pool.id())?;
         }
-        Ok(Arc::new(pool))
+        Ok(pool)
     }
 
     fn expected(&self) -> Option<PoolId> {
@@ -134,18 +167,6 @@ fn is_empty_or_missing(path: &std::path::Path) -> bool {
     match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    }
-}
-
-/// The settings of a file pool, from the configuration's.
-fn file_settings(config: &PoolConfig, machine: &str) -> file::Settings {
-    file::Settings {
-        path: config.path.clone(),
-        machine: machine.to_owned(),
-        reserve_percent: config.reserve_percent,
-        overcommit_percent: config.overcommit_percent,
-        freeze_limit: config.freeze_limit,
-        templates: usize::try_from(config.templates).unwrap_or(usize::MAX),
     }
 }
 
@@ -282,7 +303,7 @@ fn open_lazily(
     }
     let mut pools = Pools::new();
     for pool in &config.pools {
-        let opener = FileOpener {
+        let opener = ConfiguredPool {
             config: pool.clone(),
             machine: config.machine_id.clone(),
             role,

@@ -68,6 +68,7 @@ const TABLE: &[(&str, &[&str])] = &[
 /// Only these name a kind of pool or the real kernel; everyone else knows the traits.
 const BACKENDS: &[(&str, &[&str])] = &[
     ("pool::file", &["app", "cli", "pool"]),
+    ("pool::thin", &["app", "cli", "pool"]),
     ("pool::fake", &["pool"]),
     ("sys::fake", &["pool", "sys"]),
     ("sys::mount", &["app", "pool", "sys"]),

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Common, Output, block_on, client::Daemon, out};
 use crate::{
     app::{self, OLDEST_KERNEL},
-    config::{Config, Mode},
+    config::{Config, Mode, Place},
     engine::accountant::audit,
     error::{Chain, Result},
     filesystem::Filesystem,
@@ -92,7 +92,7 @@ async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
     for pool in &config.pools {
         // The built-in one is made at the first start; one that is configured was made by somebody.
         let missing = if config.default_pool { Verdict::Warning } else { Verdict::Failure };
-        examine_pool(&pool.path, &format!("pool {}", pool.name), missing, &mut findings);
+        examine_pool(&pool.place, &format!("pool {}", pool.name), missing, &mut findings);
     }
     examine_roots(config, &mut findings);
     findings.push(examine_daemon(config).await);
@@ -165,12 +165,12 @@ fn examine_tools(findings: &mut Vec<Finding>) {
     }
 }
 
-fn examine_pool(path: &Path, subject: &str, missing: Verdict, findings: &mut Vec<Finding>) {
-    let identified = crate::pool::file::identify(path);
+fn examine_pool(place: &Place, subject: &str, missing: Verdict, findings: &mut Vec<Finding>) {
+    let identified = super::pool::identify(place, &Commands::find());
     findings.push(match &identified {
         Ok((id, machine)) => {
             let foreign = host::machine_id().is_ok_and(|own| own != *machine);
-            let what = format!("{id} in {}", path.display());
+            let what = format!("{id} in {place}");
             if foreign {
                 finding(
                     Verdict::Failure,
@@ -183,6 +183,7 @@ fn examine_pool(path: &Path, subject: &str, missing: Verdict, findings: &mut Vec
         }
         Err(error) => finding(missing, subject, Chain(error).to_string()),
     });
+    let Place::File(path) = place else { return };
     // The nearest directory that exists tells the filesystem that the pool is or would be on.
     let Some(directory) = path.ancestors().find_map(|path| Directory::open(path).ok()) else { return };
     if let (Ok(Some(Filesystem::Ext4)), false) = (directory.filesystem(), path.join("pool.img").exists()) {

@@ -2,19 +2,54 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::{Common, Output, block_on, client::Daemon, client::refused, out};
 use crate::{
     bytes::Bytes,
-    config::{Config, Mode, PoolConfig},
+    config::{Config, Mode, Place, is_lvm_name},
     error::{Chain, Error, ErrorKind, Result},
-    id::PoolName,
-    pool::file,
+    id::{PoolId, PoolName},
+    pool::{file, thin},
     proto::GetCapacityRequest,
     sys::cmd::Commands,
 };
+
+/// Where a pool is: one of the two.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Where {
+    /// The directory; it is made where a new pool needs it.
+    directory: Option<PathBuf>,
+    /// A thin pool of LVM, made by `lvcreate --type thin-pool`.
+    #[arg(long, value_name = "VG/POOL", value_parser = parse_lvm)]
+    lvm: Option<Place>,
+}
+
+impl Where {
+    fn place(self) -> Place {
+        self.lvm.unwrap_or_else(|| Place::File(self.directory.unwrap_or_default()))
+    }
+}
+
+fn parse_lvm(text: &str) -> std::result::Result<Place, String> {
+    let names = text.split_once('/').filter(|(vg, pool)| is_lvm_name(vg) && is_lvm_name(pool));
+    let (vg, thin_pool) = names.ok_or("expected the names of a volume group and a thin pool, VG/POOL")?;
+    Ok(Place::Lvm { vg: vg.to_owned(), thin_pool: thin_pool.to_owned() })
+}
+
+fn thin_place(vg: &str, thin_pool: &str) -> thin::Place {
+    thin::Place { vg: vg.to_owned(), thin_pool: thin_pool.to_owned() }
+}
+
+/// The identity of a pool, and the machine that it belongs to.
+pub(super) fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> {
+    match place {
+        Place::File(path) => file::identify(path),
+        Place::Lvm { vg, thin_pool } => thin::identify(&thin_place(vg, thin_pool), commands),
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PoolCommand {
@@ -25,19 +60,19 @@ pub(super) enum PoolCommand {
         /// Its name.
         name: PoolName,
     },
-    /// Make a pool in an empty directory.
+    /// Make a pool: in an empty directory, or of a thin pool of LVM.
     #[command(visible_alias = "create")]
     Init {
-        /// The directory; it is made where it is missing.
-        directory: PathBuf,
+        #[command(flatten)]
+        place: Where,
         /// Make the pool an XFS in one preallocated file of this length, which shares blocks on any filesystem.
-        #[arg(long, value_name = "SIZE")]
+        #[arg(long, value_name = "SIZE", conflicts_with = "lvm")]
         image: Option<Bytes>,
     },
     /// Make this machine the one that serves a pool, when its disk has moved here.
     Adopt {
-        /// The pool's directory.
-        directory: PathBuf,
+        #[command(flatten)]
+        place: Where,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
@@ -62,32 +97,43 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
     match command {
         PoolCommand::List => block_on(list(&config, None, common.output))?,
         PoolCommand::Show { name } => block_on(list(&config, Some(&name), common.output))?,
-        PoolCommand::Init { directory, image } => {
-            let id = file::init(&directory, &config.machine_id, image, &Commands::find())?;
-            out::talk(&format!("pool {id} made in {}", directory.display()));
-            if !config.pools.iter().any(|pool| pool.path == directory) {
+        PoolCommand::Init { place, image } => {
+            let (place, commands) = (place.place(), Commands::find());
+            let id = match &place {
+                Place::File(path) => file::init(path, &config.machine_id, image, &commands)?,
+                Place::Lvm { vg, thin_pool } => {
+                    thin::init(&thin_place(vg, thin_pool), &config.machine_id, &commands)?
+                }
+            };
+            out::talk(&format!("pool {id} made in {place}"));
+            if !config.pools.iter().any(|pool| pool.place == place) {
                 out::talk("to serve it, add to the configuration:\n");
                 // The first pool that is configured takes the place of the built-in one, which may be in use.
                 if config.default_pool
-                    && let Some(built_in) = config.pools.first().filter(|pool| pool.path.exists())
+                    && let Some(built_in) = config.pools.first().filter(|pool| is_there(&pool.place))
                 {
-                    out::line(&format!("{}\n", configuration_of(&built_in.path)))?;
+                    out::line(&format!("{}\n", configuration_of(&built_in.place)))?;
                 }
-                out::line(&configuration_of(&directory))?;
+                out::line(&configuration_of(&place))?;
             }
         }
-        PoolCommand::Adopt { directory, yes } => {
-            let (id, machine) = file::identify(&directory)?;
+        PoolCommand::Adopt { place, yes } => {
+            let (place, commands) = (place.place(), Commands::find());
+            let (id, machine) = identify(&place, &commands)?;
             let plan = format!(
-                "pool {id} in {} belongs to machine {machine}. It will belong to this one, {}. Two machines that \
+                "pool {id} in {place} belongs to machine {machine}. It will belong to this one, {}. Two machines that \
                  serve one pool destroy it: make sure that {machine} no longer does.",
-                directory.display(),
                 config.machine_id
             );
             if !out::confirmed(&plan, yes) {
                 return Ok(ExitCode::FAILURE);
             }
-            file::adopt(&directory, &config.machine_id)?;
+            match &place {
+                Place::File(path) => file::adopt(path, &config.machine_id)?,
+                Place::Lvm { vg, thin_pool } => {
+                    thin::adopt(&thin_place(vg, thin_pool), &config.machine_id, &commands)?
+                }
+            };
             out::talk("adopted");
         }
         PoolCommand::Close { directory } => file::close(&directory)?,
@@ -104,16 +150,28 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The lines that make a directory a pool of the configuration.
-fn configuration_of(directory: &std::path::Path) -> String {
-    let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+fn is_there(place: &Place) -> bool {
+    matches!(place, Place::File(path) if path.exists())
+}
+
+/// The lines that make a place a pool of the configuration.
+fn configuration_of(place: &Place) -> String {
+    let (name, place) = match place {
+        Place::File(path) => {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            (name, format!("kind = \"file\"\npath = {:?}", path.display().to_string()))
+        }
+        Place::Lvm { vg, thin_pool } => {
+            (thin_pool.clone(), format!("kind = \"lvm\"\nvg = {vg:?}\nthin_pool = {thin_pool:?}"))
+        }
+    };
     let name = if name.parse::<PoolName>().is_ok() { name } else { "default".to_owned() };
-    format!("[[pool]]\nname = {name:?}\nkind = \"file\"\npath = {:?}", directory.display().to_string())
+    format!("[[pool]]\nname = {name:?}\n{place}")
 }
 
 async fn list(config: &Config, only: Option<&PoolName>, output: Output) -> Result<()> {
     let daemon = Daemon::connect(config).await?;
-    let mut rows = out::Rows::new(&["name", "kind", "path", "id", "available", "largest_volume", "state"]);
+    let mut rows = out::Rows::new(&["name", "kind", "place", "id", "available", "largest_volume", "state"]);
     let wanted: Vec<_> =
         config.pools.iter().filter(|pool| only.is_none_or(|only| pool.name == *only)).collect();
     if let (Some(only), true) = (only, wanted.is_empty()) {
@@ -130,12 +188,11 @@ async fn list(config: &Config, only: Option<&PoolName>, output: Output) -> Resul
             }
             Err(status) => (Value::Null, Value::Null, refused(status).to_string()),
         };
-        let path = pool.path.display().to_string();
         rows.add([
             pool.name.as_str().into(),
-            "file".into(),
-            path.into(),
-            identity(pool),
+            pool.place.kind().into(),
+            pool.place.to_string().into(),
+            identity(&pool.place),
             available,
             largest,
             state.into(),
@@ -144,8 +201,8 @@ async fn list(config: &Config, only: Option<&PoolName>, output: Output) -> Resul
     rows.print(output)
 }
 
-fn identity(pool: &PoolConfig) -> Value {
-    match file::identify(&pool.path) {
+fn identity(place: &Place) -> Value {
+    match identify(place, &Commands::find()) {
         Ok((id, _)) => id.to_string().into(),
         Err(error) => {
             tracing::debug!(error = %Chain(&error), "pool not identified");

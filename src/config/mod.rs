@@ -81,8 +81,8 @@ pub struct Config {
 pub struct PoolConfig {
     /// Its name.
     pub name: PoolName,
-    /// Its directory.
-    pub path: PathBuf,
+    /// Where it is, and with that of what kind.
+    pub place: Place,
     /// Per cent of the space that new volumes and snapshots leave free.
     pub reserve_percent: u32,
     /// Per cent of the space that may be promised.
@@ -91,6 +91,47 @@ pub struct PoolConfig {
     pub freeze_limit: Duration,
     /// Most templates kept.
     pub templates: u32,
+}
+
+/// Where a pool is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// Kind `file`: a directory.
+    File(PathBuf),
+    /// Kind `lvm`: a thin pool of a volume group.
+    Lvm {
+        /// The group.
+        vg: String,
+        /// The thin pool.
+        thin_pool: String,
+    },
+}
+
+impl Place {
+    /// The kind, as the configuration names it.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Lvm { .. } => "lvm",
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Lvm { vg, thin_pool } => write!(f, "{vg}/{thin_pool}"),
+        }
+    }
+}
+
+/// Whether LVM takes a text as the name of a group or volume (lvm(8), "valid names"), and no tool takes it for an option.
+#[must_use]
+pub fn is_lvm_name(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
+    (1..=100).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with(['-', '.'])
 }
 
 /// What is given at each start, over what the file says.
@@ -235,8 +276,8 @@ fn read_pools(reader: &mut Reader) -> Option<Vec<PoolConfig>> {
         if !seen.0.insert(&pool.name) {
             reader.problems.push(format!("pool name {} is given twice", pool.name));
         }
-        if !seen.1.insert(&pool.path) {
-            reader.problems.push(format!("two pools have the path {}", pool.path.display()));
+        if !seen.1.insert(&pool.place) {
+            reader.problems.push(format!("two pools are at {}", pool.place));
         }
     }
     Some(pools)
@@ -245,21 +286,35 @@ fn read_pools(reader: &mut Reader) -> Option<Vec<PoolConfig>> {
 fn read_pool(reader: &mut Reader) -> Option<PoolConfig> {
     let name = reader.required("name");
     let name = name.and_then(|name| reader.parsed("name", &name));
-    match reader.required("kind").as_deref() {
-        None | Some("file") => {}
-        Some(other) => reader.problem("kind", &format!("{other:?} is not offered: expected \"file\"")),
-    }
-    let path = reader.required("path");
-    let path = path.map(|path| reader.absolute("path", path));
+    let place = match reader.required("kind").as_deref() {
+        None => None,
+        Some("lvm") => {
+            let mut lvm_name = |key: &str| {
+                let name = reader.required(key)?;
+                if !is_lvm_name(&name) {
+                    reader.problem(key, &format!("{name:?} is no name that LVM takes"));
+                }
+                Some(name)
+            };
+            let (vg, thin_pool) = (lvm_name("vg"), lvm_name("thin_pool"));
+            vg.zip(thin_pool).map(|(vg, thin_pool)| Place::Lvm { vg, thin_pool })
+        }
+        Some(other) => {
+            if other != "file" {
+                reader.problem("kind", &format!("{other:?} is not offered: expected \"file\" or \"lvm\""));
+            }
+            reader.required("path").map(|path| Place::File(reader.absolute("path", path)))
+        }
+    };
     let settings = read_pool_settings(reader);
-    Some(PoolConfig { name: name?, path: path?, ..settings? })
+    Some(PoolConfig { name: name?, place: place?, ..settings? })
 }
 
-/// What has a default in every pool. The name and path are placeholders.
+/// What has a default in every pool. The name and place are placeholders.
 fn read_pool_settings(reader: &mut Reader) -> Option<PoolConfig> {
     Some(PoolConfig {
         name: "default".parse().ok()?,
-        path: PathBuf::new(),
+        place: Place::File(PathBuf::new()),
         reserve_percent: reader.number("reserve_percent", 5, 1, 50),
         overcommit_percent: reader.number("overcommit_percent", 100, 1, 10_000),
         freeze_limit: reader.duration("freeze_limit", Duration::from_secs(5), Duration::from_secs(60)),
@@ -269,7 +324,8 @@ fn read_pool_settings(reader: &mut Reader) -> Option<PoolConfig> {
 
 fn default_pool_in(state_dir: &Path) -> Option<PoolConfig> {
     let mut nothing = Reader::new(Table::new(), "");
-    Some(PoolConfig { path: state_dir.join("pools/default"), ..read_pool_settings(&mut nothing)? })
+    let place = Place::File(state_dir.join("pools/default"));
+    Some(PoolConfig { place, ..read_pool_settings(&mut nothing)? })
 }
 
 /// At most 63 characters in domain style; csi-sanity wants letters at both ends, which is stricter than the
@@ -294,7 +350,7 @@ mod tests {
     fn without_a_file_there_is_one_default_pool() {
         let config = check("").unwrap();
         assert!(config.default_pool);
-        assert_eq!(config.pools[0].path, Path::new("/var/lib/lagan/pools/default"));
+        assert_eq!(config.pools[0].place, Place::File("/var/lib/lagan/pools/default".into()));
         assert_eq!(config.http, Some("127.0.0.1:9736".parse().unwrap()));
         assert_eq!(config.driver_name, "lagan.csi");
     }
@@ -331,11 +387,25 @@ templates = 3
     }
 
     #[test]
+    fn an_lvm_pool() {
+        let pool =
+            |vg: &str| format!("[[pool]]\nname = 'p'\nkind = 'lvm'\nvg = '{vg}'\nthin_pool = 'thin'\n");
+        let place = Place::Lvm { vg: "vg0".into(), thin_pool: "thin".into() };
+        assert_eq!(check(&pool("vg0")).unwrap().pools[0].place, place);
+        for bad in ["", "-y", "a/b", "a b", "..", &"x".repeat(200)] {
+            assert!(check(&pool(bad)).is_err(), "{bad:?}");
+        }
+        assert_eq!(check("[[pool]]\nname = 'p'\nkind = 'lvm'\n").unwrap_err().len(), 2);
+    }
+
+    #[test]
     fn every_key_is_documented() {
         let page = include_str!("../../docs/configuration.md").split("## Parameters").next().unwrap();
         let documented: Vec<_> =
             page.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
-        let known: Vec<_> = FULL.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+        let lvm = "\nvg = ''\nthin_pool = ''";
+        let full = FULL.replace("\npath = '/p'", &format!("\npath = '/p'{lvm}"));
+        let known: Vec<_> = full.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
         assert_eq!(documented, known);
     }
 

@@ -23,8 +23,10 @@ pub use crate::sys::file::Sharing;
 pub mod fake;
 pub mod file;
 pub mod format;
+mod identity;
 pub mod record;
 pub mod set;
+pub mod thin;
 
 use record::{Snapshot, Volume};
 

@@ -154,12 +154,28 @@ impl Grant {
 /// # Errors
 /// `Invalid` where it would be longer than a record may be.
 pub fn encode(record: &impl Serialize) -> Result<Vec<u8>> {
+    let text = text_of(record)?;
+    let length = if text.len() <= RECORD_LENGTH { RECORD_LENGTH } else { RECORD_LIMIT };
+    padded(text, length)
+}
+
+/// The same, padded to a length of the caller's.
+///
+/// # Errors
+/// `Invalid` where it would be longer.
+pub fn encode_to(record: &impl Serialize, length: usize) -> Result<Vec<u8>> {
+    padded(text_of(record)?, length)
+}
+
+fn text_of(record: &impl Serialize) -> Result<Vec<u8>> {
     let json = serde_json::to_string(record)
         .map_err(|error| Error::new(ErrorKind::Broken, "encode record").because(error))?;
-    let mut text = format!("lagan1 {:08x} {json}", crc32c::crc32c(json.as_bytes())).into_bytes();
-    let length = if text.len() <= RECORD_LENGTH { RECORD_LENGTH } else { RECORD_LIMIT };
+    Ok(format!("lagan1 {:08x} {json}", crc32c::crc32c(json.as_bytes())).into_bytes())
+}
+
+fn padded(mut text: Vec<u8>, length: usize) -> Result<Vec<u8>> {
     if text.len() > length {
-        let what = format!("the record would take {} bytes of at most {RECORD_LIMIT}", text.len());
+        let what = format!("the record would take {} bytes of at most {length}", text.len());
         return Err(Error::new(ErrorKind::Invalid, what));
     }
     text.resize(length, b' ');

@@ -40,12 +40,21 @@ pub enum Tool {
     CheckXfs,
     /// Checks a btrfs.
     CheckBtrfs,
+    /// The logical volume manager.
+    Lvm,
 }
 
 impl Tool {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::MkfsExt4, Self::MkfsXfs, Self::MkfsBtrfs, Self::CheckExt4, Self::CheckXfs, Self::CheckBtrfs];
+    pub const ALL: [Self; 7] = [
+        Self::MkfsExt4,
+        Self::MkfsXfs,
+        Self::MkfsBtrfs,
+        Self::CheckExt4,
+        Self::CheckXfs,
+        Self::CheckBtrfs,
+        Self::Lvm,
+    ];
 
     /// The program's file name.
     #[must_use]
@@ -57,6 +66,7 @@ impl Tool {
             Self::CheckExt4 => "e2fsck",
             Self::CheckXfs => "xfs_repair",
             Self::CheckBtrfs => "btrfs",
+            Self::Lvm => "lvm",
         }
     }
 
@@ -67,6 +77,7 @@ impl Tool {
             Self::MkfsExt4 | Self::CheckExt4 => "e2fsprogs",
             Self::MkfsXfs | Self::CheckXfs => "xfsprogs",
             Self::MkfsBtrfs | Self::CheckBtrfs => "btrfs-progs",
+            Self::Lvm => "lvm2",
         }
     }
 }

@@ -1,8 +1,17 @@
 //! Block devices as the kernel numbers them. Knows nothing of what lies behind one.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
 
-use rustix::fs::{Stat, major, makedev, minor};
+use rustix::{
+    fs::{CWD, FileType, Mode, Stat, fstat, major, makedev, minor, mknodat},
+    io::Errno,
+};
 
 use crate::bytes::Bytes;
 
@@ -15,6 +24,13 @@ impl DeviceNumber {
     #[must_use]
     pub fn new(major: u32, minor: u32) -> Self {
         Self(makedev(major, minor))
+    }
+
+    /// The number as ioctls carry it (`huge_encode_dev` of the kernel).
+    #[must_use]
+    pub fn from_kernel(number: u64) -> Self {
+        let part = |bits: u64| u32::try_from(bits).unwrap_or_default();
+        Self::new(part(number >> 8 & 0xfff), part(number & 0xff | number >> 12 & 0xf_ff00))
     }
 
     /// The device that a special file stands for.
@@ -52,6 +68,40 @@ impl fmt::Display for DeviceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", major(self.0), minor(self.0))
     }
+}
+
+/// Where the node of a device of a kind is, such as `loop` or `dm-`.
+#[must_use]
+pub fn node_of(kind: &str, number: DeviceNumber) -> PathBuf {
+    PathBuf::from(format!("/dev/{kind}{}", number.minor()))
+}
+
+/// Opens a block device for writing where it can be written, and makes its node where nobody else does (a container
+/// without devtmpfs).
+///
+/// # Errors
+/// Those of open(2) and mknod(2); an error where the node stands for another device.
+pub fn open(node: &Path, number: DeviceNumber) -> io::Result<File> {
+    let open = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(node);
+    let file = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match mknodat(CWD, node, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number.raw()) {
+                Ok(()) | Err(Errno::EXIST) => open()?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // One that is read-only refuses to be opened for writing.
+        Err(error)
+            if Errno::from_io_error(&error).is_some_and(|e| e == Errno::ROFS || e == Errno::ACCESS) =>
+        {
+            OpenOptions::new().read(true).open(node)?
+        }
+        other => other?,
+    };
+    if DeviceNumber::of_special_file(&fstat(&file)?) != number {
+        return Err(io::Error::other(format!("{} is not device {number}", node.display())));
+    }
+    Ok(file)
 }
 
 /// A block device that holds a volume.

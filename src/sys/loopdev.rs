@@ -4,23 +4,21 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::{fd::AsFd, unix::fs::OpenOptionsExt},
-    path::PathBuf,
+    os::fd::AsFd,
     time::Duration,
 };
 
-use rustix::{
-    fs::{FileType, Mode, fstat, mknodat},
-    io::Errno,
-};
+use rustix::io::Errno;
 
 use super::{
-    device::{Device, DeviceNumber, Inode},
+    device::{self, Device, DeviceNumber, Inode},
     raw,
 };
 use crate::{bytes::Bytes, filesystem::BLOCK};
 
 const LOOP_MAJOR: u32 = 7;
+/// What the names of their nodes begin with.
+const NODE: &str = "loop";
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
@@ -163,29 +161,8 @@ impl LoopDevice {
     /// # Errors
     /// Those of open(2) and mknod(2).
     pub fn open(number: u32) -> io::Result<Self> {
-        let path = node(number);
-        let open = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path);
-        let file = match open() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let device = DeviceNumber::new(LOOP_MAJOR, number).raw();
-                match mknodat(rustix::fs::CWD, &path, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, device)
-                {
-                    Ok(()) | Err(Errno::EXIST) => open()?,
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            // A device bound read-only refuses to be opened for writing.
-            Err(error)
-                if Errno::from_io_error(&error).is_some_and(|e| e == Errno::ROFS || e == Errno::ACCESS) =>
-            {
-                OpenOptions::new().read(true).open(&path)?
-            }
-            other => other?,
-        };
-        if DeviceNumber::of_special_file(&fstat(&file)?) != DeviceNumber::new(LOOP_MAJOR, number) {
-            return Err(io::Error::other(format!("{} is not loop device {number}", path.display())));
-        }
-        Ok(Self { file, number })
+        let device = DeviceNumber::new(LOOP_MAJOR, number);
+        Ok(Self { file: device::open(&device::node_of(NODE, device), device)?, number })
     }
 
     /// N of /dev/loopN.
@@ -223,7 +200,7 @@ impl LoopDevice {
         let read_only = self.bound()?.ok_or(Errno::NXIO)?.read_only;
         let size = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))?;
         Ok(Device {
-            path: node(self.number),
+            path: device::node_of(NODE, DeviceNumber::new(LOOP_MAJOR, self.number)),
             number: DeviceNumber::new(LOOP_MAJOR, self.number),
             read_only,
             size: Bytes::new(size),
@@ -268,8 +245,4 @@ impl LoopDevice {
         }
         Ok(Release::StillUsed)
     }
-}
-
-fn node(number: u32) -> PathBuf {
-    PathBuf::from(format!("/dev/loop{number}"))
 }

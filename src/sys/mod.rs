@@ -2,6 +2,7 @@
 
 pub mod cmd;
 pub mod device;
+pub mod dm;
 pub mod fake;
 pub mod file;
 pub mod grow;

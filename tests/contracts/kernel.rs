@@ -11,7 +11,7 @@ use lagan::{
     },
 };
 
-use crate::rig::{EXT4, KINDS, Rig};
+use crate::rig::{EXT4, Rig, kinds};
 
 impl Rig {
     fn at(&self, name: &str) -> Target {
@@ -41,7 +41,7 @@ fn ext4(read_only: bool) -> FilesystemMount {
 
 #[tokio::test]
 async fn paths() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let kernel: &dyn Kernel = &*rig.kernel;
         assert!(kernel.locate("/elsewhere/x").is_err() && kernel.locate("x").is_err(), "{kind}");
@@ -66,7 +66,7 @@ async fn paths() {
 
 #[tokio::test]
 async fn mounts_and_binds() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let kernel: &dyn Kernel = &*rig.kernel;
         let held = rig.device("fs:x").await;
@@ -105,7 +105,7 @@ async fn mounts_and_binds() {
 
 #[tokio::test]
 async fn a_read_only_filesystem_shows_so_everywhere() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let kernel: &dyn Kernel = &*rig.kernel;
         let held = rig.device("fs:x").await;
@@ -129,7 +129,7 @@ async fn a_read_only_filesystem_shows_so_everywhere() {
 
 #[tokio::test]
 async fn device_nodes_are_bound_to_files() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let kernel: &dyn Kernel = &*rig.kernel;
         let held = rig.device("block").await;

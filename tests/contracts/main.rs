@@ -5,6 +5,8 @@
 
 #[path = "../support/disk.rs"]
 mod disk;
+#[path = "../support/group.rs"]
+mod group;
 mod kernel;
 mod pool;
 mod rig;

@@ -12,7 +12,7 @@ use lagan::{
     sys::superblock::Contents,
 };
 
-use crate::rig::{EXT4, KINDS, Rig, nowhere, progress};
+use crate::rig::{EXT4, Rig, kinds, nowhere, progress};
 
 fn snapshot_of(volume: &Volume, name: &str) -> Snapshot {
     Snapshot {
@@ -33,7 +33,7 @@ fn raw_device() -> Attach {
 
 #[tokio::test]
 async fn what_is_made_is_there_for_ever() {
-    for kind in KINDS {
+    for kind in kinds() {
         let mut rig = Rig::new(kind);
         let name = "\u{1F4A7} ../../etc \"quoted\"";
         let mut volume = rig.create(name, Content::Raw).await;
@@ -63,7 +63,7 @@ async fn what_is_made_is_there_for_ever() {
 
 #[tokio::test]
 async fn gone_is_gone_and_gone_twice_is_fine() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let volume = rig.create("a", EXT4).await;
         let cut = rig.pool.create_snapshot(&snapshot_of(&volume, "s"), &progress()).await.unwrap();
@@ -91,7 +91,7 @@ async fn gone_is_gone_and_gone_twice_is_fine() {
 
 #[tokio::test]
 async fn copies_hold_what_was_there_and_stand_alone() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let source = rig.create("a", Content::Raw).await;
         rig.write(source.id, b"first");
@@ -123,7 +123,7 @@ async fn copies_hold_what_was_there_and_stand_alone() {
 
 #[tokio::test]
 async fn a_filesystem_is_made_and_copied_with_an_identity_of_its_own() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let raw = rig.create("raw", Content::Raw).await;
         assert_eq!(rig.pool.probe(raw.id).await.unwrap(), Contents::Blank, "{kind}");
@@ -146,7 +146,7 @@ async fn a_filesystem_is_made_and_copied_with_an_identity_of_its_own() {
 
 #[tokio::test]
 async fn devices_are_what_they_are_said_to_be() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let volume = rig.create("a", Content::Raw).await;
         let held = rig.pool.attach(volume.id, &raw_device()).await.unwrap();
@@ -188,7 +188,7 @@ async fn devices_are_what_they_are_said_to_be() {
 
 #[tokio::test]
 async fn capacity_adds_up() {
-    for kind in KINDS {
+    for kind in kinds() {
         let rig = Rig::new(kind);
         let room = rig.pool.capacity().await.unwrap();
         assert!(
@@ -199,29 +199,31 @@ async fn capacity_adds_up() {
     }
 }
 
-/// The guard against costs that creep in: each change is one flush, however it is stored.
+/// The guard against costs that creep in: each change is one flush, however it is stored; what a kernel message makes is
+/// recorded before and after.
 #[tokio::test]
 async fn a_change_costs_one_flush() {
-    for kind in KINDS.into_iter().filter(|kind| *kind != "fake") {
+    for kind in kinds().into_iter().filter(|kind| *kind != "fake") {
         let rig = Rig::new(kind);
         // The third of a kind: a template is at hand.
         for name in ["a", "b"] {
             rig.create(name, EXT4).await;
         }
+        let making = if kind.starts_with("thin") { 2 } else { 1 };
         let mut before = rig.pool.flushes();
         let mut cost = |rig: &Rig| {
             let now = rig.pool.flushes();
             now - std::mem::replace(&mut before, now)
         };
         let mut volume = rig.create("c", EXT4).await;
-        assert_eq!(cost(&rig), 1, "{kind}: create");
+        assert_eq!(cost(&rig), making, "{kind}: create");
         rig.create("raw", Content::Raw).await;
-        assert_eq!(cost(&rig), 1, "{kind}: create raw");
+        assert_eq!(cost(&rig), making, "{kind}: create raw");
         let cut = rig.pool.create_snapshot(&snapshot_of(&volume, "s"), &progress()).await.unwrap();
-        assert_eq!(cost(&rig), 1, "{kind}: snapshot");
+        assert_eq!(cost(&rig), making, "{kind}: snapshot");
         let copy = Volume { source: Some(Source::Snapshot(cut.id)), ..rig.volume("r", EXT4) };
         rig.pool.create_volume(&copy, &progress()).await.unwrap();
-        assert_eq!(cost(&rig), 1, "{kind}: restore");
+        assert_eq!(cost(&rig), making, "{kind}: restore");
         rig.pool.update_volume(&volume).await.unwrap();
         assert_eq!(cost(&rig), 1, "{kind}: record");
         volume.size = Bytes::mib(400);

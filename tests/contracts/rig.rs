@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::FileExt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -14,23 +14,30 @@ use lagan::{
     filesystem::Filesystem,
     id::{PoolId, VolumeId},
     pool::{
-        Pool, Progress, Role,
+        Attach, Detached, Pool, Progress, Role,
         fake::{FakeDisk, FakePool},
         file::{self, FilePool, Settings},
         record::{Asked, Content, Timestamp, Volume},
+        thin::{self, ThinPool},
     },
     sys::{cmd::Commands, fake::FakeKernel, kernel::Kernel, mount::Linux},
 };
 
-use crate::disk::{Disk, text, try_run};
+use crate::{
+    disk::{Disk, text, try_run},
+    group,
+};
 
 /// Loop devices are one for the whole machine: one test at a time.
 static MACHINE: Mutex<()> = Mutex::new(());
+/// The one thin pool of the virtual machine.
+static GROUP: OnceLock<()> = OnceLock::new();
 
 /// How the blocks of a volume are reached beside the pool.
 enum Blocks {
     Fake(FakeDisk),
     Files(PathBuf),
+    Devices,
 }
 
 pub(crate) struct Rig {
@@ -46,8 +53,14 @@ pub(crate) struct Rig {
     _machine: MutexGuard<'static, ()>,
 }
 
-/// Every kind, one after the other.
-pub(crate) const KINDS: [&str; 4] = ["fake", "file on xfs", "file on ext4", "file on btrfs"];
+/// Every kind that this machine can have, one after the other: device-mapper is only in the virtual machine, which has a
+/// disk for it.
+pub(crate) fn kinds() -> Vec<&'static str> {
+    if group::disk().is_some() {
+        return vec!["thin on lvm"];
+    }
+    vec!["fake", "file on xfs", "file on ext4", "file on btrfs"]
+}
 
 impl Rig {
     pub(crate) fn new(name: &'static str) -> Self {
@@ -66,6 +79,9 @@ impl Rig {
             return Self { name, pool, kernel, targets, blocks, reopen, root, disk: None, _machine: machine };
         }
         let commands = Arc::new(Commands::find());
+        if name == "thin on lvm" {
+            return Self::thin(root, targets, commands, machine);
+        }
         let (disk, path, files, image) = match name.rsplit(' ').next().unwrap() {
             "xfs" => (None, root.join("pool"), root.join("pool/fs/volumes"), Some(Bytes::gib(4))),
             other => {
@@ -95,6 +111,69 @@ impl Rig {
         Self { name, pool, kernel, targets, blocks, reopen, root, disk, _machine: machine }
     }
 
+    fn thin(
+        root: PathBuf,
+        targets: String,
+        commands: Arc<Commands>,
+        machine: MutexGuard<'static, ()>,
+    ) -> Self {
+        let place = thin::Place { vg: group::VG.into(), thin_pool: group::POOL.into() };
+        GROUP.get_or_init(|| {
+            group::make(&group::disk().unwrap(), 2048);
+            thin::init(&place, "machine", &commands).unwrap();
+        });
+        let settings = thin::Settings {
+            place,
+            machine: "machine".into(),
+            reserve_percent: 5,
+            overcommit_percent: 1000,
+            freeze_limit: Duration::from_secs(20),
+        };
+        let open = {
+            let commands = Arc::clone(&commands);
+            move || {
+                let opened = ThinPool::open(settings.clone(), Role::Both, None, Arc::clone(&commands), None);
+                Arc::new(opened.unwrap()) as Arc<dyn Pool>
+            }
+        };
+        let kernel = Arc::new(Linux::new(&[PathBuf::from(&targets)], commands));
+        let (pool, blocks, reopen) = (open(), Blocks::Devices, Box::new(open));
+        let (name, disk) = ("thin on lvm", None);
+        Self { name, pool, kernel, targets, blocks, reopen, root, disk, _machine: machine }
+    }
+
+    /// Deletes all that is in the pool: it serves the next test too.
+    fn empty(&self) {
+        let pool = Arc::clone(&self.pool);
+        let emptied = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let listing = pool.list().await.unwrap();
+                for snapshot in listing.snapshots {
+                    pool.delete_snapshot(snapshot.id).await.unwrap();
+                }
+                for volume in listing.volumes {
+                    assert_eq!(pool.detach(volume.id, None).await.unwrap(), Detached::Done);
+                    pool.delete_volume(volume.id).await.unwrap();
+                }
+                assert!(pool.devices().await.unwrap().is_empty());
+            });
+        });
+        assert!(emptied.join().is_ok() || std::thread::panicking());
+    }
+
+    /// A volume's blocks, through a device that goes with the file.
+    fn blocks_of(&self, id: VolumeId) -> fs::File {
+        let pool = Arc::clone(&self.pool);
+        let how = Attach { read_only: false, transient: true, label: "test".into() };
+        let attached = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let held = runtime.block_on(pool.attach(id, &how)).unwrap();
+            fs::File::options().read(true).write(true).open(&held.attached.device.path).unwrap()
+        });
+        attached.join().unwrap()
+    }
+
     /// The same pool under a new process: nothing that was remembered is left.
     pub(crate) fn reopen(&mut self) {
         // The locks of the old one go with it.
@@ -113,6 +192,11 @@ impl Rig {
                 file.write_all_at(content, 8 << 20).unwrap();
                 file.sync_all().unwrap();
             }
+            Blocks::Devices => {
+                let device = self.blocks_of(id);
+                device.write_all_at(content, 8 << 20).unwrap();
+                device.sync_all().unwrap();
+            }
         }
     }
 
@@ -124,6 +208,11 @@ impl Rig {
                 let path = files.join(format!("{}.raw", id.uuid.simple()));
                 let mut content = vec![0; length];
                 fs::File::open(path).unwrap().read_exact_at(&mut content, 8 << 20).unwrap();
+                content
+            }
+            Blocks::Devices => {
+                let mut content = vec![0; length];
+                self.blocks_of(id).read_exact_at(&mut content, 8 << 20).unwrap();
                 content
             }
         }
@@ -164,6 +253,9 @@ pub(crate) const EXT4: Content = Content::Filesystem(Filesystem::Ext4);
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        if let Blocks::Devices = self.blocks {
+            self.empty();
+        }
         self.pool = Arc::new(FakePool::new(FakeDisk::new(Bytes::ZERO), FakeKernel::new(&[])));
         let image = text(&self.root.join("pool/fs"));
         if self.name == "file on xfs" {

@@ -226,7 +226,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         // A test beside this one may be starting a program: until it has, the program holds our open files too.
-        let mut unmount = || run_status("umount", &[text(&self.directory)]);
+        let unmount = || run_status("umount", &[text(&self.directory)]);
         let (mut well, mut report) = unmount();
         for _again in 0..40 {
             if well || !report.contains("busy") {

@@ -15,15 +15,12 @@ use crate::{
     filesystem::Filesystem,
     id::VolumeId,
     pool::{
-        Progress,
+        Progress, identity,
         record::{Content, Source, Volume},
     },
     sys::{
         file::{self, Access, no_writers},
-        kernel::{Attributes, FilesystemMount},
         loopdev::{self, Binding},
-        mount,
-        superblock::{self, Identity},
     },
 };
 
@@ -69,7 +66,9 @@ impl Inner {
                 extend(file, volume.size)?;
                 match content {
                     Content::Raw => Ok(()),
-                    Content::Filesystem(filesystem) => Self::renew(file, filesystem, volume.size),
+                    Content::Filesystem(filesystem) => {
+                        identity::renew(file, filesystem, volume.size, || replay(file, filesystem))
+                    }
                 }
             }
         }
@@ -217,34 +216,6 @@ impl Inner {
             }
         }
     }
-
-    /// Gives a copied filesystem an identity of its own, so that source and copies can be mounted side by side. One
-    /// with a journal to replay is mounted once, unseen: replay would bring the old identity back.
-    ///
-    /// What cannot be renewed is left as it is: the copy still is what was asked for, and staging will say what is
-    /// wrong with it.
-    fn renew(file: &File, filesystem: Filesystem, size: Bytes) -> Result<()> {
-        let what = || format!("give the copied {filesystem} an identity of its own");
-        let identity = Identity { uuid: uuid::Uuid::new_v4(), hash_seed: None };
-        let mut renewed = superblock::renew(file, size, &identity);
-        if renewed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
-            match replay(file, filesystem) {
-                Ok(()) => renewed = superblock::renew(file, size, &identity),
-                Err(error) => tracing::warn!(%error, "journal of the copy not replayed"),
-            }
-        }
-        match renewed.map_err(|error| (error.kind(), error)) {
-            Ok(()) => Ok(()),
-            Err((
-                io::ErrorKind::ResourceBusy | io::ErrorKind::Unsupported | io::ErrorKind::InvalidData,
-                error,
-            )) => {
-                tracing::warn!(%error, %filesystem, "the copy keeps the identity of its source");
-                Ok(())
-            }
-            Err((_, error)) => Err(Error::io(what(), error)),
-        }
-    }
 }
 
 /// Makes `to` share the blocks of `from`.
@@ -264,27 +235,14 @@ fn extend(file: &File, size: Bytes) -> Result<()> {
     rustix::fs::ftruncate(file, size.get()).doing(what)
 }
 
-/// Mounts the filesystem in a file where nobody sees it, which replays its journal, and lets go of it.
+/// Replays the journal of the filesystem in a file.
 fn replay(file: &File, filesystem: Filesystem) -> Result<()> {
     let what = || format!("replay the journal of the copied {filesystem}");
     let binding = Binding { read_only: false, autoclear: true, label: REPLAY };
     let backing = file::stat(file).doing(what)?.inode;
     let device = loopdev::bind(file, &binding).doing(what)?;
-    let wanted = FilesystemMount {
-        filesystem,
-        read_only: false,
-        // Its source may be mounted, and has the same uuid.
-        options: if filesystem == Filesystem::Xfs { vec![("nouuid".into(), None)] } else { Vec::new() },
-        attributes: Attributes::NOSUID
-            .and(Attributes::NODEV)
-            .and(Attributes::NOEXEC)
-            .and(Attributes::NOSYMFOLLOW),
-    };
-    let described = device.device().doing(what)?;
-    let mounted = mount::mount_detached(&described, &wanted)
-        .map_err(|error| Error::new(ErrorKind::Broken, what()).because(error))?;
-    drop(mounted);
-    // The kernel lets go of the filesystem in its own time: the file is settled when its device is free.
+    identity::replay(&device.device().doing(what)?, filesystem)?;
+    // The file is settled when its device is free.
     match device.release(backing).doing(what)? {
         loopdev::Release::Done => Ok(()),
         loopdev::Release::StillUsed => {

@@ -9,7 +9,7 @@ use std::{
     io,
     io::IoSlice,
     mem::MaybeUninit,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Mutex,
     time::Duration,
 };
@@ -22,14 +22,20 @@ use rustix::{
     },
 };
 
-use super::raw::{self, Forked};
+use super::{
+    dm::Mapper,
+    raw::{self, Forked},
+};
 
 mod process;
 
 /// Filesystems in one pause.
 const PAUSE_LIMIT: usize = 64;
-/// A request: what to do, and for how long a pause may last, in milliseconds.
-const REQUEST: usize = 9;
+/// A request: what to do, and for how long a pause may last, in milliseconds; then the names of devices to suspend, each
+/// with a closing zero. Filesystems come as descriptors, and where there are devices one of device-mapper's door last.
+const HEAD: usize = 9;
+/// Longest request.
+const REQUEST: usize = HEAD + PAUSE_LIMIT * 128;
 /// Freeze what comes with the request.
 const FREEZE: u8 = 1;
 /// Thaw it.
@@ -85,10 +91,28 @@ impl Minder {
     /// `WouldBlock` while another pause lasts; `ResourceBusy` where one is frozen by somebody else; `TimedOut` where the
     /// freezing took too long, as one write that does not end makes it; `BrokenPipe` where the minder is gone.
     pub fn pause(&self, filesystems: &[OwnedFd], limit: Duration) -> io::Result<Pause<'_>> {
-        if filesystems.len() > PAUSE_LIMIT {
+        let handles: Vec<_> = filesystems.iter().map(AsFd::as_fd).collect();
+        self.begin(limit, &handles, &[])
+    }
+
+    /// Suspends devices of device-mapper, by name, with the filesystems on them, for at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Minder::pause`].
+    pub fn suspend(&self, mapper: &Mapper, devices: &[String], limit: Duration) -> io::Result<Pause<'_>> {
+        self.begin(limit, &[mapper.as_fd()], devices)
+    }
+
+    fn begin(
+        &self,
+        limit: Duration,
+        handles: &[BorrowedFd<'_>],
+        devices: &[String],
+    ) -> io::Result<Pause<'_>> {
+        if handles.len() > PAUSE_LIMIT || devices.len() > PAUSE_LIMIT {
             return Err(Errno::TOOBIG.into());
         }
-        match self.ask(FREEZE, limit, filesystems)? {
+        match self.ask(FREEZE, limit, handles, devices)? {
             [DONE, _] => Ok(Pause { minder: self, ended: false }),
             [LATE, _] => Err(io::ErrorKind::TimedOut.into()),
             [REFUSED, errno] => Err(io::Error::from_raw_os_error(errno.into())),
@@ -97,15 +121,23 @@ impl Minder {
     }
 
     /// Sends one request and waits for its answer.
-    fn ask(&self, what: u8, limit: Duration, filesystems: &[OwnedFd]) -> io::Result<[u8; ANSWER]> {
+    fn ask(
+        &self,
+        what: u8,
+        limit: Duration,
+        handles: &[BorrowedFd<'_>],
+        devices: &[String],
+    ) -> io::Result<[u8; ANSWER]> {
         let line = self.line.lock().map_err(|_poisoned| Errno::PIPE)?;
-        let mut request = [what; REQUEST];
-        let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        request[1..].copy_from_slice(&millis.to_le_bytes());
-        let handles: Vec<_> = filesystems.iter().map(AsFd::as_fd).collect();
+        let mut request = vec![what];
+        request.extend(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
+        for device in devices {
+            request.extend(device.as_bytes());
+            request.push(0);
+        }
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PAUSE_LIMIT))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !handles.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&handles)) {
+        if !handles.is_empty() && !control.push(SendAncillaryMessage::ScmRights(handles)) {
             return Err(Errno::TOOBIG.into());
         }
         sendmsg(&*line, &[IoSlice::new(&request)], &mut control, SendFlags::NOSIGNAL)?;
@@ -124,7 +156,7 @@ impl Pause<'_> {
     /// `BrokenPipe` where the minder is gone: nobody has thawed anything then.
     pub fn end(mut self) -> io::Result<bool> {
         self.ended = true;
-        Ok(self.minder.ask(THAW, Duration::ZERO, &[])?[0] == DONE)
+        Ok(self.minder.ask(THAW, Duration::ZERO, &[], &[])?[0] == DONE)
     }
 }
 
@@ -132,7 +164,7 @@ impl Drop for Pause<'_> {
     fn drop(&mut self) {
         if !self.ended {
             // The one failure is a minder that is gone, and there is nothing left to ask it.
-            self.minder.ask(THAW, Duration::ZERO, &[]).unwrap_or_default();
+            self.minder.ask(THAW, Duration::ZERO, &[], &[]).unwrap_or_default();
         }
     }
 }

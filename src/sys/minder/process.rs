@@ -17,8 +17,9 @@ use rustix::{
     process::{PidfdFlags, WaitId, WaitIdOptions, getppid, pidfd_open, waitid},
 };
 
+use super::super::dm::{Mapper, Suspend};
 use super::{
-    ANSWER, BUSY, DONE, FREEZE, LATE, PAUSE_LIMIT, REFUSED, REQUEST,
+    ANSWER, BUSY, DONE, FREEZE, HEAD, LATE, PAUSE_LIMIT, REFUSED, REQUEST,
     raw::{self, Forked},
 };
 
@@ -28,28 +29,31 @@ const LATE_LIMIT: usize = 64;
 /// What the minder watches over. Never more than one of `frozen` and `freezing`.
 #[derive(Default)]
 struct Watch {
-    frozen: Option<Frozen>,
+    frozen: Option<(Targets, Instant)>,
     freezing: Option<(Freezer, Instant)>,
     late: Vec<Freezer>,
     /// The daemon is gone: what is still to be thawed is, and then the minder goes too.
     orphaned: bool,
 }
 
-struct Frozen {
+/// What is frozen together.
+#[derive(Default)]
+struct Targets {
     filesystems: Vec<OwnedFd>,
-    until: Instant,
+    mapper: Option<Mapper>,
+    devices: Vec<String>,
 }
 
 /// A process that freezes.
 struct Freezer {
     process: OwnedFd,
-    filesystems: Vec<OwnedFd>,
+    targets: Targets,
 }
 
 struct Request {
     what: u8,
     limit: Duration,
-    filesystems: Vec<OwnedFd>,
+    targets: Targets,
 }
 
 /// The minder's whole life.
@@ -105,14 +109,14 @@ impl Watch {
 
     fn deadline(&self) -> Option<Instant> {
         let freezing = self.freezing.as_ref().map(|(_, until)| *until);
-        self.frozen.as_ref().map(|frozen| frozen.until).or(freezing)
+        self.frozen.as_ref().map(|(_, until)| *until).or(freezing)
     }
 
     /// The writers come first: a pause whose time is up ends, a freezer whose time is up is late.
     fn end_what_is_over(&mut self, line: &OwnedFd) {
         let now = Instant::now();
-        if let Some(frozen) = self.frozen.take_if(|frozen| frozen.until <= now) {
-            thaw_all(&frozen.filesystems);
+        if let Some((targets, _)) = self.frozen.take_if(|(_, until)| *until <= now) {
+            targets.thaw();
         }
         if let Some((freezer, _)) = self.freezing.take_if(|(_, until)| *until <= now) {
             self.late.push(freezer);
@@ -127,7 +131,7 @@ impl Watch {
             Some(outcome) => {
                 // One that was killed may have frozen some of them.
                 if outcome.is_none_or(|errno| errno == 0) {
-                    thaw_all(&freezer.filesystems);
+                    freezer.targets.thaw();
                 }
                 false
             }
@@ -136,12 +140,12 @@ impl Watch {
         match freezer.outcome() {
             None => self.freezing = Some((freezer, until)),
             Some(Some(0)) => {
-                self.frozen = Some(Frozen { filesystems: freezer.filesystems, until });
+                self.frozen = Some((freezer.targets, until));
                 send(line, DONE, 0);
             }
             Some(Some(errno)) => send(line, REFUSED, errno),
             Some(None) => {
-                thaw_all(&freezer.filesystems);
+                freezer.targets.thaw();
                 send(line, LATE, 0);
             }
         }
@@ -149,15 +153,15 @@ impl Watch {
 
     fn answer(&mut self, line: &OwnedFd, request: Request) {
         if request.what != FREEZE {
-            let in_time = self.frozen.take().is_some_and(|frozen| {
-                thaw_all(&frozen.filesystems);
+            let in_time = self.frozen.take().is_some_and(|(targets, _)| {
+                targets.thaw();
                 true
             });
             send(line, if in_time { DONE } else { LATE }, 0);
         } else if self.frozen.is_some() || self.freezing.is_some() || self.late.len() >= LATE_LIMIT {
             send(line, BUSY, 0);
         } else {
-            match Freezer::start(request.filesystems) {
+            match Freezer::start(request.targets) {
                 Ok(freezer) => self.freezing = Some((freezer, Instant::now() + request.limit)),
                 Err(_) => send(line, BUSY, 0),
             }
@@ -166,26 +170,23 @@ impl Watch {
 
     fn orphan(&mut self) {
         self.orphaned = true;
-        if let Some(frozen) = self.frozen.take() {
-            thaw_all(&frozen.filesystems);
+        if let Some((targets, _)) = self.frozen.take() {
+            targets.thaw();
         }
         self.late.extend(self.freezing.take().map(|(freezer, _)| freezer));
     }
 }
 
 impl Freezer {
-    fn start(filesystems: Vec<OwnedFd>) -> io::Result<Self> {
+    fn start(targets: Targets) -> io::Result<Self> {
         match raw::fork()? {
             Forked::Child => {
                 // Nothing of the minder's, nor of other freezers', may be kept open by one that hangs.
-                let kept: Vec<BorrowedFd<'_>> = filesystems.iter().map(AsFd::as_fd).collect();
-                raw::close_all_but(&kept);
+                raw::close_all_but(&targets.handles());
                 rustix::thread::set_name(c"lagan-freezer").unwrap_or_default();
-                raw::exit_now(freeze_all(&filesystems))
+                raw::exit_now(targets.freeze())
             }
-            Forked::Parent(child) => {
-                Ok(Self { process: pidfd_open(child, PidfdFlags::empty())?, filesystems })
-            }
+            Forked::Parent(child) => Ok(Self { process: pidfd_open(child, PidfdFlags::empty())?, targets }),
         }
     }
 
@@ -201,26 +202,64 @@ impl Freezer {
     }
 }
 
-/// What a freezer does: freezes all, or none of them. A freeze that somebody else has begun is not touched.
-fn freeze_all(filesystems: &[OwnedFd]) -> i32 {
-    let minder = getppid();
-    for (frozen, filesystem) in filesystems.iter().enumerate() {
-        if let Err(error) = raw::freeze(filesystem.as_fd()) {
-            thaw_all(&filesystems[..frozen]);
-            return error.raw_os_error().filter(|errno| (1..=255).contains(errno)).unwrap_or(255);
+impl Targets {
+    /// What comes with a request: filesystems, or the door of device-mapper where there are names of devices.
+    fn new(mut handles: Vec<OwnedFd>, devices: Vec<String>) -> Self {
+        let door = if devices.is_empty() { None } else { handles.pop() };
+        Self { filesystems: handles, mapper: door.map(Mapper::from), devices }
+    }
+
+    fn handles(&self) -> Vec<BorrowedFd<'_>> {
+        self.filesystems.iter().map(AsFd::as_fd).chain(self.mapper.iter().map(AsFd::as_fd)).collect()
+    }
+
+    /// What a freezer does: freezes all, or none of them. A freeze that somebody else has begun is not touched.
+    fn freeze(&self) -> i32 {
+        let minder = getppid();
+        for (frozen, filesystem) in self.filesystems.iter().enumerate() {
+            if let Err(error) = raw::freeze(filesystem.as_fd()) {
+                thaw_filesystems(&self.filesystems[..frozen]);
+                return status_of(&error);
+            }
+        }
+        for (suspended, device) in self.devices.iter().enumerate() {
+            let suspend = |mapper: &Mapper| mapper.suspend(device, Suspend::Clean);
+            if let Some(Err(error)) = self.mapper.as_ref().map(suspend) {
+                self.resume(&self.devices[..suspended]);
+                thaw_filesystems(&self.filesystems);
+                return status_of(&error);
+            }
+        }
+        if getppid() != minder {
+            self.thaw();
+        }
+        0
+    }
+
+    fn thaw(&self) {
+        self.resume(&self.devices);
+        thaw_filesystems(&self.filesystems);
+    }
+
+    fn resume(&self, devices: &[String]) {
+        for device in devices {
+            // Nobody is left to tell; one that is not suspended any more is well.
+            if let Some(mapper) = &self.mapper {
+                mapper.resume(device).unwrap_or_default();
+            }
         }
     }
-    if getppid() != minder {
-        thaw_all(filesystems);
-    }
-    0
 }
 
-fn thaw_all(filesystems: &[OwnedFd]) {
+fn thaw_filesystems(filesystems: &[OwnedFd]) {
     for filesystem in filesystems {
-        // Nobody is left to tell; one that is not frozen any more is well.
         raw::thaw(filesystem.as_fd()).unwrap_or_default();
     }
+}
+
+/// An error as the exit status of a process.
+fn status_of(error: &io::Error) -> i32 {
+    error.raw_os_error().filter(|errno| (1..=255).contains(errno)).unwrap_or(255)
 }
 
 fn send(line: &OwnedFd, what: u8, errno: u8) {
@@ -236,17 +275,17 @@ fn receive(line: &OwnedFd) -> io::Result<Option<Request>> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
     let got = recvmsg(line, &mut [IoSliceMut::new(&mut message)], &mut control, flags)?;
-    if got.bytes != REQUEST {
-        return Ok(None);
-    }
-    let mut filesystems = Vec::new();
+    let mut handles = Vec::new();
     for part in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(handles) = part {
-            filesystems.extend(handles);
+        if let RecvAncillaryMessage::ScmRights(received) = part {
+            handles.extend(received);
         }
     }
+    let Some((head, names)) = message[..got.bytes].split_at_checked(HEAD) else { return Ok(None) };
     let mut millis = [0; 8];
-    millis.copy_from_slice(&message[1..]);
+    millis.copy_from_slice(&head[1..]);
     let limit = Duration::from_millis(u64::from_le_bytes(millis));
-    Ok(Some(Request { what: message[0], limit, filesystems }))
+    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let devices = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+    Ok(Some(Request { what: head[0], limit, targets: Targets::new(handles, devices) }))
 }

@@ -1,0 +1,164 @@
+//! The thin pool below: what it says of itself, and the messages it takes (Documentation/admin-guide/device-mapper/
+//! thin-provisioning.rst). Numbers of thin devices of ours begin at 2^20; LVM takes the lowest free from 1, and the
+//! transaction id is LVM's alone: so both live in one pool.
+
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::{
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
+    sys::dm::{Line, Mapper, SECTOR},
+};
+
+/// The first number of ours; that of the keeper.
+pub(super) const FIRST: u32 = 1 << 20;
+/// One past the last that the kernel takes (24 bits).
+pub(super) const LAST: u32 = 1 << 24;
+/// Length of a block of metadata.
+const METADATA_BLOCK: u64 = 4096;
+
+/// How a thin pool is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// All is well.
+    Writable,
+    /// No block is free.
+    Full,
+    /// Metadata cannot be changed.
+    ReadOnly,
+    /// It does not work at all.
+    Failed,
+}
+
+/// What a thin pool says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) mode: Mode,
+    pub(super) needs_check: bool,
+    pub(super) data: Amount,
+    pub(super) metadata: Amount,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Amount {
+    pub(super) used: Bytes,
+    pub(super) total: Bytes,
+}
+
+impl Status {
+    /// Asks the pool.
+    pub(super) fn read(mapper: &Mapper, pool: &str) -> Result<Self> {
+        let what = || format!("ask thin pool {pool} how it is");
+        let (status, table) = (mapper.status(pool).doing(what)?, mapper.table(pool).doing(what)?);
+        let parsed = status.first().zip(table.first()).and_then(|(status, table)| parse(status, table));
+        parsed.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("{}: it is no thin pool", what())))
+    }
+
+    /// Refuses changes that the pool would refuse, with what to do.
+    pub(super) fn check(&self) -> Result<()> {
+        let what = match self.mode {
+            Mode::Failed => "the thin pool has failed: stop what uses it, and repair it (lvconvert --repair)",
+            Mode::ReadOnly => {
+                "the metadata of the thin pool cannot be written: repair it (lvconvert --repair), or extend it"
+            }
+            Mode::Writable | Mode::Full if self.needs_check => {
+                "the thin pool needs a check: stop what uses it, and repair it (lvconvert --repair)"
+            }
+            Mode::Writable | Mode::Full => return Ok(()),
+        };
+        Err(Error::new(ErrorKind::Unavailable, what))
+    }
+}
+
+/// `transaction used/total used/total held mode discards when-full needs-check low-water`, or `Fail`; the block of data
+/// is in the table: `metadata data block-sectors …`.
+fn parse(status: &Line, table: &Line) -> Option<Status> {
+    let mut fields = status.text.split(' ');
+    if status.target != "thin-pool" {
+        return None;
+    }
+    let block = table.text.split(' ').nth(2)?.parse::<u64>().ok()? * SECTOR;
+    if fields.next()? == "Fail" {
+        let nothing = Amount::default();
+        return Some(Status { mode: Mode::Failed, needs_check: true, data: nothing, metadata: nothing });
+    }
+    let amount = |field: &str, unit: u64| {
+        let (used, total) = field.split_once('/')?;
+        let bytes = |count: &str| Some(Bytes::new(count.parse::<u64>().ok()?.checked_mul(unit)?));
+        Some(Amount { used: bytes(used)?, total: bytes(total)? })
+    };
+    let metadata = amount(fields.next()?, METADATA_BLOCK)?;
+    let data = amount(fields.next()?, block)?;
+    let rest: Vec<&str> = fields.collect();
+    let mode = match *rest.get(1)? {
+        "rw" => Mode::Writable,
+        "out_of_data_space" => Mode::Full,
+        _ => Mode::ReadOnly,
+    };
+    Some(Status { mode, needs_check: rest.contains(&"needs_check"), data, metadata })
+}
+
+/// Whether a number was free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Made {
+    Yes,
+    /// Somebody has it, of whom no record knows.
+    Taken,
+}
+
+/// Makes a thin device.
+pub(super) fn create(mapper: &Mapper, pool: &str, thin: u32) -> Result<Made> {
+    made(mapper.message(pool, &format!("create_thin {thin}")), || format!("make thin device {thin}"))
+}
+
+/// Makes a thin device that shares the blocks of another; that one must not be written meanwhile.
+pub(super) fn snapshot(mapper: &Mapper, pool: &str, thin: u32, origin: u32) -> Result<Made> {
+    let what = || format!("make thin device {thin} from {origin}");
+    made(mapper.message(pool, &format!("create_snap {thin} {origin}")), what)
+}
+
+fn made(answer: io::Result<Option<String>>, what: impl Fn() -> String) -> Result<Made> {
+    match answer {
+        Ok(_) => Ok(Made::Yes),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => Ok(Made::Taken),
+        Err(error) => Err(Error::io(what(), error)),
+    }
+}
+
+/// Removes a thin device; fine where there is none.
+pub(super) fn delete(mapper: &Mapper, pool: &str, thin: u32) -> Result<()> {
+    match mapper.message(pool, &format!("delete {thin}")) {
+        Ok(_) => Ok(()),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NODATA) => Ok(()),
+        Err(error) => Err(Error::io(format!("delete thin device {thin}"), error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Option<Status> {
+        let line = |text: &str| Line { start: 0, length: 8, target: "thin-pool".into(), text: text.into() };
+        parse(&line(text), &line("253:0 253:1 128 0 0"))
+    }
+
+    #[test]
+    fn what_a_pool_says() {
+        let well = check("1 14/2048 25/4096 - rw discard_passdown queue_if_no_space - 1024 ").unwrap();
+        assert_eq!((well.mode, well.needs_check), (Mode::Writable, false));
+        assert_eq!((well.data.used, well.data.total), (Bytes::new(25 << 16), Bytes::mib(256)));
+        assert_eq!(well.metadata.total, Bytes::mib(8));
+        let full =
+            check("1 14/2048 4096/4096 - out_of_data_space discard_passdown error_if_no_space - 1024 ");
+        assert_eq!(full.unwrap().mode, Mode::Full);
+        let sick =
+            check("1 14/2048 25/4096 - ro discard_passdown queue_if_no_space needs_check 1024 ").unwrap();
+        assert_eq!((sick.mode, sick.needs_check), (Mode::ReadOnly, true));
+        assert!(sick.check().is_err());
+        assert_eq!(check("Fail").unwrap().mode, Mode::Failed);
+        assert_eq!(check("Error"), None);
+    }
+}

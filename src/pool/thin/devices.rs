@@ -1,0 +1,292 @@
+//! Devices of thin volumes: made when a volume is staged, gone when nobody uses them. Each carries a uuid of ours, which
+//! says of which pool and object it is and what it was made for, so that nothing has to be remembered.
+
+use std::{fs::File, time::Duration};
+
+use uuid::Uuid;
+
+use crate::{
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
+    id::PoolId,
+    pool::{Attach, Attached, Detached, Held},
+    sys::{
+        device::{self, Device, DeviceNumber},
+        dm::{self, Info, Line, Mapper, SECTOR, Suspend},
+    },
+};
+
+/// What the uuids of devices of ours begin with.
+const OURS: &str = "LAGAN-";
+/// For a moment, by ourselves.
+const WORK: &str = "work";
+
+/// The device that keeps the pool from being removed.
+pub(super) fn keeper_of(pool: PoolId) -> String {
+    format!("lagan-keeper-{pool}")
+}
+
+/// The devices of one pool.
+#[derive(Debug)]
+pub(super) struct Devices {
+    pub(super) mapper: Mapper,
+    pool: PoolId,
+    /// The thin pool, by name and number.
+    pub(super) below: (String, DeviceNumber),
+}
+
+/// A thin device that we use for a moment; gone with this value.
+pub(super) struct Work<'d> {
+    devices: &'d Devices,
+    name: String,
+    pub(super) file: Option<File>,
+}
+
+impl Work<'_> {
+    pub(super) fn file(&self) -> Result<&File> {
+        self.file.as_ref().ok_or_else(|| Error::new(ErrorKind::Broken, "the device is closed"))
+    }
+
+    /// The device as a mount wants it.
+    pub(super) fn device(&self, size: Bytes) -> Result<Device> {
+        Ok(describe(&self.info()?, size))
+    }
+
+    fn info(&self) -> Result<Info> {
+        let what = || format!("look at device {}", self.name);
+        let info = self.devices.mapper.info(&self.name).doing(what)?;
+        info.ok_or_else(|| Error::new(ErrorKind::Broken, what()))
+    }
+
+    /// Waits until nobody but us has it open: the kernel lets go of a filesystem in its own time.
+    pub(super) fn wait_until_free(&self) -> Result<()> {
+        for pause in [0, 2, 5, 10, 20, 50, 100, 200, 500, 1000] {
+            std::thread::sleep(Duration::from_millis(pause));
+            if self.info()?.open_count <= 1 {
+                return Ok(());
+            }
+        }
+        Err(Error::new(ErrorKind::Unsettled, format!("device {} is not released", self.name)))
+    }
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        self.file = None;
+        // What cannot be removed now, because udev looks at it, goes when that is done.
+        if !matches!(self.devices.mapper.remove(&self.name), Ok(true)) {
+            self.devices.mapper.remove_when_closed(&self.name).unwrap_or_default();
+        }
+    }
+}
+
+/// The faces of an object: read and written, only read, and ours.
+fn names(object: Uuid) -> [String; 3] {
+    let plain = format!("lagan-{}", object.simple());
+    [plain.clone(), format!("{plain}-ro"), format!("{plain}-{WORK}")]
+}
+
+impl Devices {
+    pub(super) fn new(mapper: Mapper, pool: PoolId, below: (String, DeviceNumber)) -> Self {
+        Self { mapper, pool, below }
+    }
+
+    /// The uuid of a device of an object, up to what it is for.
+    fn prefix(&self, object: Uuid) -> String {
+        format!("{OURS}{}-{}-", self.pool, object.simple())
+    }
+
+    fn table(&self, thin: u32, size: Bytes) -> Vec<Line> {
+        let text = format!("{} {thin}", self.below.1);
+        vec![Line { start: 0, length: size.get() / SECTOR, target: "thin".into(), text }]
+    }
+
+    /// Makes and starts a device.
+    fn make(&self, name: &str, uuid: &str, table: &[Line], read_only: bool) -> Result<Info> {
+        let what = || format!("make device {name}");
+        // Made and not started: by a process that has died, and of no use to anybody.
+        if self.mapper.info(name).doing(what)?.is_some_and(|left| !left.active && left.open_count == 0) {
+            self.mapper.remove(name).doing(what)?;
+        }
+        self.mapper.create(name, uuid).doing(what)?;
+        let started = self
+            .mapper
+            .load(name, table, read_only)
+            .and_then(|()| self.mapper.resume(name))
+            .and_then(|()| self.mapper.info(name))
+            .doing(what);
+        match started {
+            Ok(Some(info)) => Ok(info),
+            Ok(None) => Err(Error::new(ErrorKind::Broken, what())),
+            Err(error) => {
+                self.mapper.remove(name).doing(what)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// A device of ours on an object, for what is to be done to it.
+    pub(super) fn work_on(&self, object: Uuid, thin: u32, size: Bytes) -> Result<Work<'_>> {
+        let [_, _, name] = names(object);
+        let uuid = format!("{}{WORK}", self.prefix(object));
+        let info = self.make(&name, &uuid, &self.table(thin, size), false)?;
+        let mut work = Work { devices: self, name, file: None };
+        work.file = Some(dm::open(&info).doing(|| format!("open device {}", work.name))?);
+        Ok(work)
+    }
+
+    /// Keeps the pool busy with a device that nobody uses.
+    pub(super) fn keep(&self, thin: u32) -> Result<()> {
+        let name = keeper_of(self.pool);
+        if self.mapper.info(&name).doing(|| "look for the keeper")?.is_none_or(|keeper| !keeper.active) {
+            let table = self.table(thin, Bytes::mib(1));
+            self.make(&name, &format!("{OURS}{}-keeper", self.pool), &table, true)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn attach(&self, object: Uuid, thin: u32, size: Bytes, how: &Attach) -> Result<Held> {
+        let [plain, read_only, _] = names(object);
+        let name = if how.read_only { read_only } else { plain };
+        let uuid = self.prefix(object) + &how.label;
+        let info = self.make(&name, &uuid, &self.table(thin, size), how.read_only)?;
+        let what = || format!("open device {name}");
+        let guard = Box::new(dm::open(&info).doing(what)?);
+        if how.transient {
+            self.mapper.remove_when_closed(&name).doing(what)?;
+        }
+        let attached =
+            Attached { device: describe(&info, size), transient: how.transient, label: how.label.clone() };
+        Ok(Held { attached, guard })
+    }
+
+    /// The devices that stand for an object, but for ours of a moment.
+    pub(super) fn attached(&self, object: Uuid) -> Result<Vec<(Info, Attached)>> {
+        let [plain, read_only, _] = names(object);
+        let mut found = Vec::new();
+        for name in [plain, read_only] {
+            let info = self.mapper.info(&name).doing(|| format!("look for device {name}"))?;
+            found.extend(info.map(|info| self.attached_of(info, object)).transpose()?.flatten());
+        }
+        Ok(found)
+    }
+
+    fn attached_of(&self, info: Info, object: Uuid) -> Result<Option<(Info, Attached)>> {
+        let Some(label) = info.uuid.strip_prefix(&self.prefix(object)).map(str::to_owned) else {
+            return Ok(None);
+        };
+        if !info.active || label == WORK {
+            return Ok(None);
+        }
+        let table = self.mapper.table(&info.name).doing(|| format!("read the table of {}", info.name))?;
+        let size = Bytes::new(table.iter().map(|line| line.length * SECTOR).sum());
+        let attached = Attached { device: describe(&info, size), transient: info.transient, label };
+        Ok(Some((info, attached)))
+    }
+
+    /// Keeps a device that stands for an object what it is.
+    pub(super) fn hold(&self, object: Uuid, number: DeviceNumber) -> Result<Held> {
+        let find =
+            || self.attached(object).map(|all| all.into_iter().find(|(info, _)| info.number == number));
+        if let Some((info, _)) = find()? {
+            let guard = Box::new(dm::open(&info).doing(|| format!("open device {number}"))?);
+            // While it is open it is not made anew for something else.
+            if let Some((_, attached)) = find()? {
+                return Ok(Held { attached, guard });
+            }
+        }
+        let what = format!("device {number} stands for something else by now");
+        Err(Error::new(ErrorKind::Busy, what))
+    }
+
+    /// Takes devices of an object away.
+    pub(super) fn detach(&self, object: Uuid, which: Option<DeviceNumber>) -> Result<Detached> {
+        let mut all = Detached::Done;
+        for (info, _) in self.attached(object)? {
+            if which.is_none_or(|which| which == info.number) && !self.remove(&info.name)? {
+                all = Detached::StillUsed;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes a device, with some patience for udev, which opens each for a moment.
+    fn remove(&self, name: &str) -> Result<bool> {
+        for pause in [0, 5, 20, 50, 100, 200] {
+            std::thread::sleep(Duration::from_millis(pause));
+            if self.mapper.remove(name).doing(|| format!("remove device {name}"))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes the devices of an object this long.
+    pub(super) fn resize(&self, object: Uuid, thin: u32, size: Bytes) -> Result<()> {
+        for (info, attached) in self.attached(object)? {
+            if attached.device.size >= size {
+                continue;
+            }
+            let what = || format!("resize device {}", info.name);
+            self.mapper.load(&info.name, &self.table(thin, size), info.read_only).doing(what)?;
+            // Nothing stands still for longer than the exchange of a table takes; a start after a crash resumes it.
+            self.mapper.suspend(&info.name, Suspend::Brief).doing(what)?;
+            self.mapper.resume(&info.name).doing(what)?;
+        }
+        Ok(())
+    }
+
+    /// Every device of this pool with its object, but for the keeper.
+    pub(super) fn all(&self) -> Result<Vec<(Uuid, Info, Attached)>> {
+        let what = || "list the devices of the pool";
+        let mut found = Vec::new();
+        for (name, _) in self.mapper.list().doing(what)? {
+            let object = name.strip_prefix("lagan-").and_then(|rest| rest.get(..32));
+            let Some(object) = object.and_then(|digits| Uuid::try_parse(digits).ok()) else { continue };
+            let Some(info) = self.mapper.info(&name).doing(what)? else { continue };
+            found.extend(self.attached_of(info, object)?.map(|(info, attached)| (object, info, attached)));
+        }
+        Ok(found)
+    }
+
+    /// Lets every device of ours go on that stands still, and takes away those of a moment that were left.
+    pub(super) fn sweep(&self) -> Result<Vec<String>> {
+        let what = || "look for devices that stand still";
+        let mut done = Vec::new();
+        let ours = format!("{OURS}{}-", self.pool);
+        for (name, _) in self.mapper.list().doing(what)? {
+            if !name.starts_with("lagan-") {
+                continue;
+            }
+            let Some(info) = self.mapper.info(&name).doing(what)?.filter(|it| it.uuid.starts_with(&ours))
+            else {
+                continue;
+            };
+            if info.suspended && (info.active || info.pending) {
+                self.mapper.resume(&name).doing(|| format!("resume {name}"))?;
+                done.push(format!("let device {name} go on"));
+            }
+            if info.uuid.ends_with(&format!("-{WORK}")) && self.remove(&name)? {
+                done.push(format!("removed device {name}"));
+            }
+        }
+        Ok(done)
+    }
+
+    /// Blocks that an object occupies.
+    pub(super) fn mapped(&self, object: Uuid, thin: u32, size: Bytes) -> Result<Bytes> {
+        let read = |name: &str| -> Result<Bytes> {
+            let status = self.mapper.status(name).doing(|| format!("ask device {name}"))?;
+            let sectors = status.first().and_then(|line| line.text.split(' ').next()?.parse::<u64>().ok());
+            Ok(Bytes::new(sectors.unwrap_or(0) * SECTOR))
+        };
+        match self.attached(object)?.first() {
+            Some((info, _)) => read(&info.name),
+            None => read(&self.work_on(object, thin, size)?.name),
+        }
+    }
+}
+
+fn describe(info: &Info, size: Bytes) -> Device {
+    Device { path: device::node_of("dm-", info.number), number: info.number, read_only: info.read_only, size }
+}

@@ -1,0 +1,407 @@
+//! Thin pools: a volume is a thin device inside a device-mapper thin pool, made by one kernel message. LVM makes, grows,
+//! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
+//! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
+//! snapshots come and go, `pause` volumes in use, `lvm` where a pool is found and how one is prepared.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{
+    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
+    Turn,
+    record::{Snapshot, Volume},
+};
+use crate::{
+    blocking::blocking,
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
+    filesystem::BLOCK,
+    id::{PoolId, SnapshotId, VolumeId},
+    sys::{
+        cmd::Commands,
+        device::DeviceNumber,
+        dm::Mapper,
+        file::ByteLock,
+        minder::Minder,
+        superblock::{self, Contents},
+    },
+};
+
+mod below;
+mod devices;
+mod lvm;
+mod objects;
+mod pause;
+mod slots;
+
+pub use lvm::{adopt, identify, init};
+
+use below::{Mode, Status};
+use devices::Devices;
+use slots::{Entry, Object, Slots, Stage};
+
+/// Where a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The volume group.
+    pub vg: String,
+    /// The thin pool in it.
+    pub thin_pool: String,
+}
+
+/// How a thin pool is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where it is.
+    pub place: Place,
+    /// The machine that we are.
+    pub machine: String,
+    /// Per cent of the space that new volumes and snapshots must leave free.
+    pub reserve_percent: u32,
+    /// Per cent of the space that may be promised to volumes.
+    pub overcommit_percent: u32,
+    /// How long a volume in use may stand still.
+    pub freeze_limit: Duration,
+}
+
+/// A thin pool. Clones share it.
+#[derive(Clone, Debug)]
+pub struct ThinPool {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: PoolId,
+    settings: Settings,
+    records: lvm::Device,
+    slots: Slots,
+    devices: Devices,
+    commands: Arc<Commands>,
+    minder: Option<Arc<Minder>>,
+    /// Numbers of thin devices that are in use, and those that were found taken.
+    thins: Mutex<HashSet<u32>>,
+    /// Deleting holds the pool: one at a time.
+    deleting: Mutex<()>,
+    _locks: Vec<ByteLock>,
+}
+
+impl ThinPool {
+    /// Opens a pool in a role. `expected` is the pool that was here last time: another one in its place is refused.
+    ///
+    /// # Errors
+    /// `Unavailable` where the pool is missing, foreign or another machine's; `Busy` where another process serves it in
+    /// this role.
+    pub fn open(
+        settings: Settings,
+        role: Role,
+        expected: Option<PoolId>,
+        commands: Arc<Commands>,
+        minder: Option<Arc<Minder>>,
+    ) -> Result<Self> {
+        let mapper = Mapper::open()
+            .map_err(|error| Error::io("open device-mapper (is the module dm_mod there?)", error))
+            .map_err(|error| error.as_kind(ErrorKind::Unavailable))?;
+        let found = lvm::find(&settings.place, &mapper, &commands, role)?;
+        let header = found.header()?;
+        let refuse = |reason: String| {
+            let what = format!("pool {}/{}: {reason}", settings.place.vg, settings.place.thin_pool);
+            Err(Error::new(ErrorKind::Unavailable, what))
+        };
+        if let Some(expected) = expected.filter(|expected| *expected != header.id) {
+            return refuse(format!("pool {} is here, where pool {expected} was", header.id));
+        }
+        if header.machine != settings.machine {
+            return refuse(format!(
+                "it belongs to machine {}: if that one no longer serves it, run `lagan pool adopt`",
+                header.machine
+            ));
+        }
+        let locks = found.records.lock(role)?;
+        let devices = Devices::new(mapper, header.id, found.below);
+        let slots = Slots::open(found.records.open()?)?;
+        if role != Role::Observer {
+            devices.keep(below::FIRST)?;
+        }
+        let thins = slots.all().0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
+        let inner = Inner {
+            id: header.id,
+            settings,
+            records: found.records,
+            slots,
+            devices,
+            commands,
+            minder,
+            thins: Mutex::new(thins),
+            deleting: Mutex::default(),
+            _locks: locks,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || step(&inner)).await
+    }
+}
+
+impl Inner {
+    fn status(&self) -> Result<Status> {
+        Status::read(&self.devices.mapper, &self.devices.below.0)
+    }
+
+    /// Refuses changes that could not be finished.
+    fn check(&self) -> Result<()> {
+        self.slots.check()?;
+        self.status()?.check()
+    }
+
+    /// What is recorded of an object that is ready.
+    fn ready(&self, uuid: Uuid) -> Result<Option<Entry>> {
+        Ok(self.slots.find(uuid)?.filter(|entry| entry.stage == Stage::Ready))
+    }
+
+    fn ready_volume(&self, id: VolumeId) -> Result<(Entry, Volume)> {
+        let gone = || Error::new(ErrorKind::NotFound, format!("volume {id} does not exist"));
+        match self.ready(id.uuid)? {
+            Some(entry) => match entry.object.clone() {
+                Object::Volume(volume) if volume.id == id => Ok((entry, volume)),
+                _ => Err(gone()),
+            },
+            None => Err(gone()),
+        }
+    }
+
+    fn ready_snapshot(&self, id: SnapshotId) -> Result<Option<(Entry, Snapshot)>> {
+        Ok(self.ready(id.uuid)?.and_then(|entry| match entry.object.clone() {
+            Object::Snapshot(snapshot) if snapshot.id == id => Some((entry, snapshot)),
+            _ => None,
+        }))
+    }
+
+    fn update_volume(&self, volume: &Volume) -> Result<()> {
+        let (entry, _) = self.ready_volume(volume.id)?;
+        self.slots.put(entry.thin, Stage::Ready, Object::Volume(volume.clone()))
+    }
+
+    fn grow_volume(&self, volume: &Volume) -> Result<()> {
+        self.check()?;
+        let (entry, _) = self.ready_volume(volume.id)?;
+        self.slots.put(entry.thin, Stage::Ready, Object::Volume(volume.clone()))?;
+        self.devices.resize(volume.id.uuid, entry.thin, volume.size)
+    }
+
+    fn list(&self) -> Result<Listing> {
+        self.slots.reread()?;
+        let (entries, damaged) = self.slots.all();
+        let mut listing = Listing { damaged, ..Listing::default() };
+        for entry in entries.into_iter().filter(|entry| entry.stage == Stage::Ready) {
+            match entry.object {
+                Object::Volume(volume) => listing.volumes.push(volume),
+                Object::Snapshot(snapshot) => listing.snapshots.push(snapshot),
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
+    fn recover(&self) -> Result<Vec<String>> {
+        let mut done = self.devices.sweep()?;
+        let (entries, _) = self.slots.all();
+        for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
+            let uuid = entry.object.uuid();
+            if self.devices.detach(uuid, None)? == Detached::StillUsed {
+                done.push(format!("left {} alone: its device is in use", uuid.simple()));
+                continue;
+            }
+            let verb =
+                if entry.stage == Stage::Making { "undid the making" } else { "finished the removing" };
+            self.delete(entry)?;
+            done.push(format!("{verb} of {}", uuid.simple()));
+        }
+        Ok(done)
+    }
+
+    fn capacity(&self) -> Result<Capacity> {
+        let Status { data, .. } = self.status()?;
+        Ok(Capacity {
+            total: data.total,
+            free: data.total.minus(data.used),
+            foreign: Bytes::ZERO,
+            reserve: data.total.percent(self.settings.reserve_percent),
+            overcommit_percent: self.settings.overcommit_percent,
+            maximum: Bytes::MAX.round_down(BLOCK),
+        })
+    }
+
+    fn probe(&self, id: VolumeId) -> Result<Contents> {
+        let (entry, volume) = self.ready_volume(id)?;
+        let what = || format!("read the first blocks of {id}");
+        let held = match self.devices.attached(id.uuid)?.first() {
+            Some((info, _)) => Some(self.devices.hold(id.uuid, info.number)?),
+            None => None,
+        };
+        if let Some(held) = held {
+            let file = std::fs::File::open(&held.attached.device.path).doing(what)?;
+            return superblock::probe(&file, held.attached.device.size).doing(what);
+        }
+        let work = self.devices.work_on(id.uuid, entry.thin, volume.size)?;
+        superblock::probe(work.file()?, volume.size).doing(what)
+    }
+
+    fn examine(&self) -> Result<Vec<Trouble>> {
+        let mut found = Vec::new();
+        let mut trouble =
+            |severity, reason, message: String| found.push(Trouble { severity, reason, message });
+        let status = self.status()?;
+        if let Err(error) = status.check() {
+            let severity =
+                if status.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
+            trouble(severity, "PoolNeedsRepair", error.to_string());
+        }
+        for (what, amount) in [("data", status.data), ("metadata", status.metadata)] {
+            if amount.used > amount.total.percent(90) {
+                let message = format!("{what} of the pool: {} of {} are used", amount.used, amount.total);
+                trouble(Severity::Degraded, "PoolNearlyFull", message);
+            }
+        }
+        Ok(found)
+    }
+}
+
+#[async_trait]
+impl Pool for ThinPool {
+    fn id(&self) -> PoolId {
+        self.inner.id
+    }
+
+    fn flushes(&self) -> u64 {
+        self.inner.slots.flushes()
+    }
+
+    async fn capacity(&self) -> Result<Capacity> {
+        self.run(Inner::capacity).await
+    }
+
+    async fn list(&self) -> Result<Listing> {
+        self.run(Inner::list).await
+    }
+
+    async fn take_turn(&self, id: VolumeId, sharing: Sharing) -> Result<Turn> {
+        self.run(move |inner| Ok(Box::new(inner.records.take_turn(id, sharing)?) as Turn)).await
+    }
+
+    async fn find_volume(&self, id: VolumeId) -> Result<Option<Volume>> {
+        self.run(move |inner| match inner.ready_volume(id) {
+            Ok((_, volume)) => Ok(Some(volume)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
+        self.run(move |inner| Ok(inner.ready_snapshot(id)?.map(|(_, snapshot)| snapshot))).await
+    }
+
+    async fn occupied(&self, id: VolumeId) -> Result<Bytes> {
+        self.run(move |inner| {
+            let (entry, volume) = inner.ready_volume(id)?;
+            inner.devices.mapped(id.uuid, entry.thin, volume.size)
+        })
+        .await
+    }
+
+    fn is_broken(&self) -> bool {
+        self.inner.slots.is_broken()
+    }
+
+    async fn probe(&self, id: VolumeId) -> Result<Contents> {
+        self.run(move |inner| inner.probe(id)).await
+    }
+
+    async fn recover(&self) -> Result<Vec<String>> {
+        self.run(Inner::recover).await
+    }
+
+    async fn create_volume(&self, volume: &Volume, _progress: &Arc<Progress>) -> Result<()> {
+        let volume = volume.clone();
+        self.run(move |inner| inner.create_volume(&volume)).await
+    }
+
+    async fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        self.run(move |inner| inner.delete_volume(id)).await
+    }
+
+    async fn update_volume(&self, volume: &Volume) -> Result<()> {
+        let volume = volume.clone();
+        self.run(move |inner| inner.update_volume(&volume)).await
+    }
+
+    async fn grow_volume(&self, volume: &Volume) -> Result<()> {
+        let volume = volume.clone();
+        self.run(move |inner| inner.grow_volume(&volume)).await
+    }
+
+    async fn create_snapshot(&self, snapshot: &Snapshot, _progress: &Arc<Progress>) -> Result<Snapshot> {
+        let snapshot = snapshot.clone();
+        self.run(move |inner| inner.create_snapshot(&snapshot)).await
+    }
+
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
+        self.run(move |inner| inner.delete_snapshot(id)).await
+    }
+
+    async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held> {
+        let how = how.clone();
+        self.run(move |inner| {
+            let (entry, volume) = inner.ready_volume(id)?;
+            inner.devices.attach(id.uuid, entry.thin, volume.size, &how)
+        })
+        .await
+    }
+
+    async fn attached(&self, id: VolumeId) -> Result<Vec<Attached>> {
+        self.run(move |inner| {
+            let attached = inner.devices.attached(id.uuid)?;
+            Ok(attached.into_iter().map(|(_, attached)| attached).collect())
+        })
+        .await
+    }
+
+    async fn hold(&self, id: VolumeId, device: DeviceNumber) -> Result<Held> {
+        self.run(move |inner| inner.devices.hold(id.uuid, device)).await
+    }
+
+    async fn detach(&self, id: VolumeId, which: Option<DeviceNumber>) -> Result<Detached> {
+        self.run(move |inner| inner.devices.detach(id.uuid, which)).await
+    }
+
+    async fn refresh(&self, id: VolumeId) -> Result<()> {
+        self.run(move |inner| {
+            let (entry, volume) = inner.ready_volume(id)?;
+            inner.devices.resize(id.uuid, entry.thin, volume.size)
+        })
+        .await
+    }
+
+    async fn examine(&self, _volume: &Volume) -> Result<Vec<Trouble>> {
+        self.run(Inner::examine).await
+    }
+
+    async fn devices(&self) -> Result<Vec<(Uuid, Attached)>> {
+        self.run(|inner| {
+            Ok(inner.devices.all()?.into_iter().map(|(uuid, _, attached)| (uuid, attached)).collect())
+        })
+        .await
+    }
+}

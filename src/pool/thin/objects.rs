@@ -1,0 +1,166 @@
+//! Volumes and snapshots of a thin pool made and removed: what is begun is recorded first, what was begun and cannot be
+//! finished is taken back.
+
+use std::{sync::PoisonError, time::Duration};
+
+use uuid::Uuid;
+
+use super::{
+    Inner,
+    below::{self, Made},
+    slots::{Entry, Object, Stage},
+};
+use crate::{
+    error::{Doing, Error, ErrorKind, Result},
+    id::{SnapshotId, VolumeId},
+    pool::{
+        format, identity,
+        record::{Content, Snapshot, Source, Volume},
+    },
+};
+
+/// How long the making of a filesystem may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What a new thin device begins as.
+#[derive(Clone, Copy)]
+enum Origin {
+    Blank,
+    /// A copy of this one, which nobody writes to.
+    Quiet(u32),
+    /// A copy of this one of a volume, which may be in use.
+    Live(u32, Uuid),
+}
+
+impl Inner {
+    /// A number that no record knows; taken from now on.
+    fn take_number(&self) -> Result<u32> {
+        let mut thins = self.thins.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = (below::FIRST + 1..below::LAST).find(|number| !thins.contains(number));
+        let free =
+            free.ok_or_else(|| Error::new(ErrorKind::NoSpace, "every number of a thin device is taken"))?;
+        thins.insert(free);
+        Ok(free)
+    }
+
+    fn free_number(&self, thin: u32) {
+        self.thins.lock().unwrap_or_else(PoisonError::into_inner).remove(&thin);
+    }
+
+    /// Makes a thin device for an object: the intent is recorded first, so that nothing is left that no record knows.
+    fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
+        self.check()?;
+        let (mapper, pool) = (&self.devices.mapper, &self.devices.below.0);
+        // A number that is taken stays so: it is somebody's, and nobody's record says whose.
+        for _attempt in 0..64 {
+            let thin = self.take_number()?;
+            self.slots.put(thin, Stage::Making, object.clone())?;
+            let made = match origin {
+                Origin::Blank => below::create(mapper, pool, thin),
+                Origin::Quiet(origin) => below::snapshot(mapper, pool, thin, origin),
+                Origin::Live(origin, owner) => {
+                    self.paused(owner, || below::snapshot(mapper, pool, thin, origin))
+                }
+            };
+            match made {
+                Ok(Made::Yes) => return Ok(thin),
+                Ok(Made::Taken) => {}
+                Err(error) => {
+                    self.slots.forget(thin, object.clone())?;
+                    self.free_number(thin);
+                    return Err(error);
+                }
+            }
+        }
+        let what = "thin devices that no record knows are in the way: see `lagan doctor --check`";
+        Err(Error::new(ErrorKind::Unavailable, what))
+    }
+
+    /// Takes back what was begun. What cannot be, the next start does.
+    fn unmake(&self, thin: u32, object: &Object, why: Error) -> Error {
+        let undone = below::delete(&self.devices.mapper, &self.devices.below.0, thin)
+            .and_then(|()| self.slots.forget(thin, object.clone()));
+        match undone {
+            Ok(()) => {
+                self.free_number(thin);
+                why
+            }
+            Err(error) => {
+                tracing::warn!(%error, thin, "not undone; the next start does it");
+                why.as_kind(ErrorKind::Unsettled)
+            }
+        }
+    }
+
+    pub(super) fn create_volume(&self, volume: &Volume) -> Result<()> {
+        let origin = match volume.source {
+            None => Origin::Blank,
+            Some(Source::Snapshot(id)) => {
+                let found = self.ready_snapshot(id)?;
+                let gone = || Error::new(ErrorKind::NotFound, format!("snapshot {id} does not exist"));
+                Origin::Quiet(found.ok_or_else(gone)?.0.thin)
+            }
+            Some(Source::Volume(id)) => Origin::Live(self.ready_volume(id)?.0.thin, id.uuid),
+        };
+        let object = Object::Volume(volume.clone());
+        let thin = self.make(&object, origin)?;
+        match self.fill(volume, thin).and_then(|()| self.slots.put(thin, Stage::Ready, object.clone())) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.unmake(thin, &object, error)),
+        }
+    }
+
+    /// Makes the filesystem, or gives a copied one an identity of its own.
+    fn fill(&self, volume: &Volume, thin: u32) -> Result<()> {
+        let Content::Filesystem(filesystem) = volume.content else { return Ok(()) };
+        let work = self.devices.work_on(volume.id.uuid, thin, volume.size)?;
+        if volume.source.is_none() {
+            format::make(work.file()?, filesystem, &self.commands, PATIENCE)?;
+        } else {
+            identity::renew(work.file()?, filesystem, volume.size, || {
+                identity::replay(&work.device(volume.size)?, filesystem)?;
+                work.wait_until_free()
+            })?;
+        }
+        work.file()?.sync_all().doing(|| "flush the new filesystem")
+    }
+
+    pub(super) fn create_snapshot(&self, snapshot: &Snapshot) -> Result<Snapshot> {
+        let (entry, volume) = self.ready_volume(snapshot.volume)?;
+        let used = self.devices.mapped(volume.id.uuid, entry.thin, volume.size)?;
+        let snapshot = Snapshot { size: volume.size, used, ..snapshot.clone() };
+        let object = Object::Snapshot(snapshot.clone());
+        let thin = self.make(&object, Origin::Live(entry.thin, volume.id.uuid))?;
+        match self.slots.put(thin, Stage::Ready, object.clone()) {
+            Ok(()) => Ok(snapshot),
+            Err(error) => Err(self.unmake(thin, &object, error)),
+        }
+    }
+
+    /// Removes an object whose devices are gone.
+    pub(super) fn delete(&self, entry: Entry) -> Result<()> {
+        self.slots.put(entry.thin, Stage::Removing, entry.object.clone())?;
+        let one = self.deleting.lock().unwrap_or_else(PoisonError::into_inner);
+        below::delete(&self.devices.mapper, &self.devices.below.0, entry.thin)?;
+        drop(one);
+        self.slots.forget(entry.thin, entry.object)?;
+        self.free_number(entry.thin);
+        Ok(())
+    }
+
+    pub(super) fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        let Some(entry) = self.slots.find(id.uuid)? else { return Ok(()) };
+        self.check()?;
+        if let Some((info, _)) = self.devices.attached(id.uuid)?.first() {
+            let what = format!("volume {id} stands at device {} on this host", info.number);
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        self.delete(entry)
+    }
+
+    pub(super) fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
+        let Some(entry) = self.slots.find(id.uuid)? else { return Ok(()) };
+        self.check()?;
+        self.delete(entry)
+    }
+}

@@ -1,0 +1,491 @@
+//! Device-mapper by ioctl (`linux/dm-ioctl.h`): devices are made, loaded, suspended, resumed, removed and asked, and
+//! targets are sent messages. No tool is run and no udev is needed; where one runs, its disk rules are told to keep off.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, mkdirat, mknodat},
+    io::Errno,
+};
+
+use super::{
+    device::{self, Device, DeviceNumber},
+    raw,
+};
+use crate::bytes::Bytes;
+
+/// Length of a sector, the unit of tables.
+pub const SECTOR: u64 = 512;
+
+const CONTROL: &str = "/dev/mapper/control";
+/// `MAPPER_CTRL_MINOR` of the misc devices (major 10).
+const CONTROL_NUMBER: (u32, u32) = (10, 236);
+
+/// Commands.
+const LIST_DEVICES: u8 = 2;
+const DEV_CREATE: u8 = 3;
+const DEV_REMOVE: u8 = 4;
+const DEV_SUSPEND: u8 = 6;
+const DEV_STATUS: u8 = 7;
+const TABLE_LOAD: u8 = 9;
+const TABLE_CLEAR: u8 = 10;
+const TABLE_STATUS: u8 = 12;
+const TARGET_MSG: u8 = 14;
+
+/// Flags of `struct dm_ioctl`.
+const READ_ONLY: u32 = 1;
+const SUSPENDED: u32 = 1 << 1;
+const STATUS_TABLE: u32 = 1 << 4;
+const ACTIVE: u32 = 1 << 5;
+const INACTIVE: u32 = 1 << 6;
+const BUFFER_FULL: u32 = 1 << 8;
+const SKIP_LOCKFS: u32 = 1 << 10;
+const NO_FLUSH: u32 = 1 << 11;
+const DATA_OUT: u32 = 1 << 16;
+const DEFERRED_REMOVE: u32 = 1 << 17;
+
+/// What udev's rules are not to do with a device of ours (`DM_UDEV_DISABLE_*`, libdevmapper.h): no links, no scan of
+/// what is on it, nothing of subsystems such as LVM.
+const KEEP_OFF: u32 = (0x1 | 0x2 | 0x4 | 0x8) << 16;
+
+/// Offsets in `struct dm_ioctl`.
+const VERSION: usize = 0;
+const DATA_SIZE: usize = 12;
+const DATA_START: usize = 16;
+const TARGET_COUNT: usize = 20;
+const OPEN_COUNT: usize = 24;
+const FLAGS: usize = 28;
+const EVENT: usize = 32;
+const DEVICE: usize = 40;
+const NAME: usize = 48;
+const UUID: usize = 176;
+/// Its length, and that of `struct dm_target_spec`.
+const HEADER: usize = 312;
+const SPEC: usize = 40;
+/// Longest name and uuid, without the closing zero.
+const NAME_LIMIT: usize = 127;
+const UUID_LIMIT: usize = 128;
+/// Longest answer that is asked for.
+const ANSWER_LIMIT: usize = 16 << 20;
+
+/// The door to device-mapper.
+#[derive(Debug)]
+pub struct Mapper {
+    control: File,
+}
+
+impl AsFd for Mapper {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Mapper {
+    fn from(door: OwnedFd) -> Self {
+        Self { control: door.into() }
+    }
+}
+
+/// A device as the kernel knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Its number.
+    pub number: DeviceNumber,
+    /// Its name.
+    pub name: String,
+    /// Its uuid: text of whoever made it.
+    pub uuid: String,
+    /// How often it is open or mounted.
+    pub open_count: u32,
+    /// Nothing passes through it.
+    pub suspended: bool,
+    /// It refuses writes.
+    pub read_only: bool,
+    /// It has a table.
+    pub active: bool,
+    /// A table waits for the next resume.
+    pub pending: bool,
+    /// It goes when its last user does.
+    pub transient: bool,
+}
+
+/// A line of a table, or of what it says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// First sector.
+    pub start: u64,
+    /// Sectors.
+    pub length: u64,
+    /// Kind of target, such as `thin`.
+    pub target: String,
+    /// Its parameters, or its state.
+    pub text: String,
+}
+
+/// How a device is suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspend {
+    /// A filesystem on it is frozen, and what is under way is awaited: what is below is as after an unmount.
+    Clean,
+    /// Only what is under way is awaited: to exchange a table.
+    Brief,
+    /// Nothing is awaited; what is under way comes back as it may: to cut a user off.
+    Cut,
+}
+
+/// One command and its answer.
+struct Call {
+    buffer: Vec<u64>,
+}
+
+impl Call {
+    fn new(name: &str, data: &[u8]) -> io::Result<Self> {
+        if name.len() > NAME_LIMIT || name.contains('\0') {
+            return Err(Errno::INVAL.into());
+        }
+        let mut call = Self { buffer: vec![0; (HEADER + data.len()).div_ceil(8)] };
+        call.set(VERSION, 4);
+        call.set(DATA_START, u32::try_from(HEADER).unwrap_or_default());
+        call.put(NAME, name.as_bytes());
+        call.put(HEADER, data);
+        Ok(call)
+    }
+
+    fn with_room(mut self, length: usize) -> Self {
+        self.buffer.resize(length.div_ceil(8), 0);
+        self
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.buffer.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    fn put(&mut self, offset: usize, data: &[u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            let mut word = self.buffer[at / 8].to_ne_bytes();
+            word[at % 8] = *byte;
+            self.buffer[at / 8] = u64::from_ne_bytes(word);
+        }
+    }
+
+    fn set(&mut self, offset: usize, value: u32) {
+        self.put(offset, &value.to_ne_bytes());
+    }
+
+    fn flag(mut self, flags: u32) -> Self {
+        let flags = u32_at(&self.bytes(), FLAGS) | flags;
+        self.set(FLAGS, flags);
+        self
+    }
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    bytes.get(offset..offset + 4).and_then(|field| field.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    bytes.get(offset..offset + 8).and_then(|field| field.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
+
+/// Text up to its closing zero.
+fn text_at(bytes: &[u8], offset: usize, limit: usize) -> String {
+    let field = bytes.get(offset..).unwrap_or_default();
+    let field = &field[..field.len().min(limit)];
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(&field[..end]).into_owned()
+}
+
+impl Mapper {
+    /// Opens the door, and makes it where nobody else does (a container without the host's /dev).
+    ///
+    /// # Errors
+    /// Those of open(2) and mknod(2); the kernel loads its module when the door is opened.
+    pub fn open() -> io::Result<Self> {
+        let open = || OpenOptions::new().read(true).write(true).open(CONTROL);
+        let control = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match mkdirat(CWD, "/dev/mapper", Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                let number = DeviceNumber::new(CONTROL_NUMBER.0, CONTROL_NUMBER.1).raw();
+                match mknodat(CWD, CONTROL, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, number) {
+                    Ok(()) | Err(Errno::EXIST) => open()?,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            other => other?,
+        };
+        Ok(Self { control })
+    }
+
+    /// Sends a command; the answer, grown until it fits.
+    fn send(&self, command: u8, mut call: Call) -> io::Result<Vec<u8>> {
+        loop {
+            let size = call.buffer.len() * 8;
+            call.set(DATA_SIZE, u32::try_from(size).unwrap_or(u32::MAX));
+            let before = call.buffer.clone();
+            raw::device_mapper(self.control.as_fd(), command, &mut call.buffer)?;
+            let answer = call.bytes();
+            if u32_at(&answer, FLAGS) & BUFFER_FULL == 0 {
+                return Ok(answer);
+            }
+            if size >= ANSWER_LIMIT {
+                return Err(Errno::TOOBIG.into());
+            }
+            call.buffer = before;
+            call.buffer.resize(call.buffer.len() * 4, 0);
+        }
+    }
+
+    /// Makes a device without a table.
+    ///
+    /// # Errors
+    /// Those of the ioctl; `ResourceBusy` where there is one of the name or uuid.
+    pub fn create(&self, name: &str, uuid: &str) -> io::Result<Info> {
+        if uuid.len() > UUID_LIMIT {
+            return Err(Errno::INVAL.into());
+        }
+        let mut call = Call::new(name, &[])?;
+        call.put(UUID, uuid.as_bytes());
+        Ok(info(&self.send(DEV_CREATE, call)?))
+    }
+
+    /// Gives a device a table, for its next resume.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn load(&self, name: &str, table: &[Line], read_only: bool) -> io::Result<()> {
+        let mut data = Vec::new();
+        for line in table {
+            let length = (SPEC + line.text.len() + 1).next_multiple_of(8);
+            let mut spec = vec![0; length];
+            spec[0..8].copy_from_slice(&line.start.to_ne_bytes());
+            spec[8..16].copy_from_slice(&line.length.to_ne_bytes());
+            spec[20..24].copy_from_slice(&u32::try_from(length).unwrap_or_default().to_ne_bytes());
+            let target = line.target.as_bytes();
+            spec[24..24 + target.len().min(15)].copy_from_slice(&target[..target.len().min(15)]);
+            spec[SPEC..SPEC + line.text.len()].copy_from_slice(line.text.as_bytes());
+            data.extend(spec);
+        }
+        let mut call = Call::new(name, &data)?.flag(if read_only { READ_ONLY } else { 0 });
+        call.set(TARGET_COUNT, u32::try_from(table.len()).unwrap_or_default());
+        self.send(TABLE_LOAD, call).map(drop)
+    }
+
+    /// Takes back a table that was loaded and not resumed.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn clear(&self, name: &str) -> io::Result<()> {
+        self.send(TABLE_CLEAR, Call::new(name, &[])?).map(drop)
+    }
+
+    /// Stops a device.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn suspend(&self, name: &str, how: Suspend) -> io::Result<()> {
+        let flags = match how {
+            Suspend::Clean => 0,
+            Suspend::Brief => SKIP_LOCKFS,
+            Suspend::Cut => SKIP_LOCKFS | NO_FLUSH,
+        };
+        self.send(DEV_SUSPEND, Call::new(name, &[])?.flag(SUSPENDED | flags)).map(drop)
+    }
+
+    /// Lets a device go on, with the table that was loaded last.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn resume(&self, name: &str) -> io::Result<()> {
+        let mut call = Call::new(name, &[])?;
+        call.set(EVENT, KEEP_OFF);
+        self.send(DEV_SUSPEND, call).map(drop)
+    }
+
+    /// Removes a device; `false` where it is in use. Fine where there is none.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn remove(&self, name: &str) -> io::Result<bool> {
+        let mut call = Call::new(name, &[])?;
+        call.set(EVENT, KEEP_OFF);
+        match self.send(DEV_REMOVE, call) {
+            Ok(_) => Ok(true),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(true),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets a device go when its last user does; now, where it has none.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn remove_when_closed(&self, name: &str) -> io::Result<()> {
+        let mut call = Call::new(name, &[])?.flag(DEFERRED_REMOVE);
+        call.set(EVENT, KEEP_OFF);
+        self.send(DEV_REMOVE, call).map(drop)
+    }
+
+    /// What the kernel knows of a device; `None` where there is none of the name.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn info(&self, name: &str) -> io::Result<Option<Info>> {
+        match self.send(DEV_STATUS, Call::new(name, &[])?) {
+            Ok(answer) => Ok(Some(info(&answer))),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The device with this uuid.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn find(&self, uuid: &str) -> io::Result<Option<Info>> {
+        let mut call = Call::new("", &[])?;
+        call.put(UUID, uuid.as_bytes());
+        match self.send(DEV_STATUS, call) {
+            Ok(answer) => Ok(Some(info(&answer))),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The names of all devices, whosever they are.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn list(&self) -> io::Result<Vec<(String, DeviceNumber)>> {
+        let answer = self.send(LIST_DEVICES, Call::new("", &[])?.with_room(16 << 10))?;
+        let mut found = Vec::new();
+        let mut offset = offset_of_data(&answer);
+        // struct dm_name_list: a number, the way to the next, a name.
+        while u64_at(&answer, offset) != 0 {
+            let name = text_at(&answer, offset + 12, NAME_LIMIT + 1);
+            found.push((name, DeviceNumber::from_kernel(u64_at(&answer, offset))));
+            match u32_at(&answer, offset + 8) {
+                0 => break,
+                next => offset += usize::try_from(next).unwrap_or(usize::MAX / 2),
+            }
+        }
+        Ok(found)
+    }
+
+    /// What each target of a device says of itself.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn status(&self, name: &str) -> io::Result<Vec<Line>> {
+        self.lines(Call::new(name, &[])?.flag(NO_FLUSH))
+    }
+
+    /// The table of a device.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn table(&self, name: &str) -> io::Result<Vec<Line>> {
+        self.lines(Call::new(name, &[])?.flag(STATUS_TABLE))
+    }
+
+    fn lines(&self, call: Call) -> io::Result<Vec<Line>> {
+        let answer = self.send(TABLE_STATUS, call.with_room(16 << 10))?;
+        let first = offset_of_data(&answer);
+        let mut lines = Vec::new();
+        let mut offset = first;
+        for _ in 0..u32_at(&answer, TARGET_COUNT) {
+            lines.push(Line {
+                start: u64_at(&answer, offset),
+                length: u64_at(&answer, offset + 8),
+                target: text_at(&answer, offset + 24, 16),
+                text: text_at(&answer, offset + SPEC, ANSWER_LIMIT),
+            });
+            // Counted from the first one, other than in a load.
+            offset = first + usize::try_from(u32_at(&answer, offset + 20)).unwrap_or(usize::MAX / 2);
+        }
+        Ok(lines)
+    }
+
+    /// Sends a target a message; what it answers, if it does.
+    ///
+    /// # Errors
+    /// Those of the target.
+    pub fn message(&self, name: &str, message: &str) -> io::Result<Option<String>> {
+        // struct dm_target_msg: a sector, and text.
+        let mut data = vec![0; 8];
+        data.extend(message.as_bytes());
+        data.push(0);
+        let answer = self.send(TARGET_MSG, Call::new(name, &data)?.with_room(HEADER + 4096))?;
+        let said = u32_at(&answer, FLAGS) & DATA_OUT != 0;
+        Ok(said.then(|| text_at(&answer, offset_of_data(&answer), ANSWER_LIMIT)))
+    }
+
+    /// A device as the rest of the program sees it. It must not be suspended: it is opened for its length.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn describe(&self, info: &Info) -> io::Result<Device> {
+        let opened = open(info)?;
+        let size = rustix::fs::seek(&opened, rustix::fs::SeekFrom::End(0))?;
+        Ok(Device {
+            path: device::node_of("dm-", info.number),
+            number: info.number,
+            read_only: info.read_only,
+            size: Bytes::new(size),
+        })
+    }
+}
+
+/// Opens a device. One that is suspended is refused: whoever touches it hangs, and cannot be killed.
+///
+/// # Errors
+/// Those of open(2); `ResourceBusy` for a suspended one.
+pub fn open(info: &Info) -> io::Result<File> {
+    if info.suspended || !info.active {
+        return Err(Errno::BUSY.into());
+    }
+    device::open(&device::node_of("dm-", info.number), info.number)
+}
+
+fn offset_of_data(answer: &[u8]) -> usize {
+    usize::try_from(u32_at(answer, DATA_START)).unwrap_or(HEADER)
+}
+
+fn info(answer: &[u8]) -> Info {
+    let flags = u32_at(answer, FLAGS);
+    Info {
+        number: DeviceNumber::from_kernel(u64_at(answer, DEVICE)),
+        name: text_at(answer, NAME, NAME_LIMIT + 1),
+        uuid: text_at(answer, UUID, UUID_LIMIT + 1),
+        open_count: u32_at(answer, OPEN_COUNT),
+        suspended: flags & SUSPENDED != 0,
+        read_only: flags & READ_ONLY != 0,
+        active: flags & ACTIVE != 0,
+        pending: flags & INACTIVE != 0,
+        transient: flags & DEFERRED_REMOVE != 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_laid_out_as_the_kernel_reads_it() {
+        let call = Call::new("pool", b"data").unwrap().flag(READ_ONLY).flag(SUSPENDED);
+        let bytes = call.bytes();
+        assert_eq!(u32_at(&bytes, VERSION), 4);
+        assert_eq!(u32_at(&bytes, FLAGS), 3);
+        assert_eq!(text_at(&bytes, NAME, 128), "pool");
+        assert_eq!(&bytes[offset_of_data(&bytes)..][..4], b"data");
+        assert!(Call::new(&"x".repeat(128), &[]).is_err());
+        assert!(Call::new("a\0b", &[]).is_err());
+    }
+}
