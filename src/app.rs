@@ -136,6 +136,7 @@ impl ConfiguredPool {
             reserve_percent: self.config.reserve_percent,
             overcommit_percent: self.config.overcommit_percent,
             freeze_limit: self.config.freeze_limit,
+            templates: usize::try_from(self.config.templates).unwrap_or(usize::MAX),
         };
         let (commands, minder, role) = (Arc::clone(&self.commands), self.minder.clone(), self.role);
         let pool = blocking(move || ThinPool::open(settings, role, expected, commands, minder));
@@ -216,6 +217,12 @@ fn check_host(config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// The tools that a configuration needs.
+pub fn needed(config: &Config) -> impl Iterator<Item = Tool> {
+    let lvm = config.pools.iter().any(|pool| matches!(pool.place, Place::Lvm { .. }));
+    Tool::ALL.into_iter().filter(move |tool| lvm || *tool != Tool::Lvm)
+}
+
 impl App {
     /// Puts the parts together; nothing is opened yet.
     ///
@@ -228,7 +235,7 @@ impl App {
         process::setrlimit(process::Resource::Core, no_core).doing(|| "forbid core files")?;
         check_host(&config)?;
         let commands = Arc::new(Commands::find());
-        for tool in Tool::ALL.into_iter().filter(|tool| commands.path(*tool).is_none()) {
+        for tool in needed(&config).filter(|tool| commands.path(*tool).is_none()) {
             tracing::warn!(tool = tool.name(), package = tool.package(), "a tool is missing");
         }
         let role = match mode {

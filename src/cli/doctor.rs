@@ -14,11 +14,7 @@ use crate::{
     error::{Chain, Result},
     filesystem::Filesystem,
     proto::ProbeRequest,
-    sys::{
-        cmd::{Commands, Tool},
-        file::Directory,
-        host, mountinfo,
-    },
+    sys::{cmd::Commands, file::Directory, host, mountinfo},
 };
 
 #[derive(Debug, Args)]
@@ -88,7 +84,7 @@ async fn check(config: &Config, output: Output) -> Result<ExitCode> {
 async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
     let mut findings = Vec::new();
     examine_kernel(&mut findings);
-    examine_tools(&mut findings);
+    examine_tools(config, &mut findings);
     for pool in &config.pools {
         // The built-in one is made at the first start; one that is configured was made by somebody.
         let missing = if config.default_pool { Verdict::Warning } else { Verdict::Failure };
@@ -155,9 +151,9 @@ fn examine_kernel(findings: &mut Vec<Finding>) {
     }
 }
 
-fn examine_tools(findings: &mut Vec<Finding>) {
+fn examine_tools(config: &Config, findings: &mut Vec<Finding>) {
     let commands = Commands::find();
-    for tool in Tool::ALL {
+    for tool in app::needed(config) {
         findings.push(match commands.path(tool) {
             Some(path) => finding(Verdict::Well, tool.name(), path.display().to_string()),
             None => finding(Verdict::Warning, tool.name(), format!("is missing: install {}", tool.package())),

@@ -26,6 +26,7 @@ pub mod format;
 mod identity;
 pub mod record;
 pub mod set;
+mod templates;
 pub mod thin;
 
 use record::{Snapshot, Volume};

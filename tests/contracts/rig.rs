@@ -128,6 +128,7 @@ impl Rig {
             reserve_percent: 5,
             overcommit_percent: 1000,
             freeze_limit: Duration::from_secs(20),
+            templates: 4,
         };
         let open = {
             let commands = Arc::clone(&commands);

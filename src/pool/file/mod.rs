@@ -42,12 +42,12 @@ mod templates;
 
 pub use admin::{adopt, close, delete, identify, init};
 
+use super::templates::Templates;
 use admin::{check_filesystem, open_directory, read_marker};
 use attach::Devices;
 use content::CopyRate;
 use image::Mounting;
 use store::{Store, file_name};
-use templates::Templates;
 
 /// For how long the count of foreign space is believed.
 const FOREIGN_BELIEVED: Duration = Duration::from_secs(60);

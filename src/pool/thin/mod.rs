@@ -1,7 +1,7 @@
 //! Thin pools: a volume is a thin device inside a device-mapper thin pool, made by one kernel message. LVM makes, grows,
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
-//! snapshots come and go, `pause` volumes in use, `lvm` where a pool is found and how one is prepared.
+//! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is prepared.
 
 use std::{
     collections::HashSet,
@@ -16,6 +16,7 @@ use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
     Turn,
     record::{Snapshot, Volume},
+    templates::Templates,
 };
 use crate::{
     blocking::blocking,
@@ -39,12 +40,14 @@ mod lvm;
 mod objects;
 mod pause;
 mod slots;
+mod templates;
 
 pub use lvm::{adopt, identify, init};
 
 use below::{Mode, Status};
 use devices::Devices;
 use slots::{Entry, Object, Slots, Stage};
+use templates::Thins;
 
 /// Where a pool is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +71,8 @@ pub struct Settings {
     pub overcommit_percent: u32,
     /// How long a volume in use may stand still.
     pub freeze_limit: Duration,
+    /// Most filesystem templates kept.
+    pub templates: usize,
 }
 
 /// A thin pool. Clones share it.
@@ -87,6 +92,8 @@ struct Inner {
     minder: Option<Arc<Minder>>,
     /// Numbers of thin devices that are in use, and those that were found taken.
     thins: Mutex<HashSet<u32>>,
+    templates: Templates,
+    template_thins: Mutex<Thins>,
     /// Deleting holds the pool: one at a time.
     deleting: Mutex<()>,
     _locks: Vec<ByteLock>,
@@ -130,7 +137,10 @@ impl ThinPool {
             devices.keep(below::FIRST)?;
         }
         let thins = slots.all().0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
+        let (templates, template_thins) = templates::known(&slots, &commands, settings.templates);
         let inner = Inner {
+            templates,
+            template_thins: Mutex::new(template_thins),
             id: header.id,
             settings,
             records: found.records,
@@ -208,6 +218,7 @@ impl Inner {
             match entry.object {
                 Object::Volume(volume) => listing.volumes.push(volume),
                 Object::Snapshot(snapshot) => listing.snapshots.push(snapshot),
+                Object::Template(_) => {}
             }
         }
         Ok(listing)

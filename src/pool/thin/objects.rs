@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// How long the making of a filesystem may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a new thin device begins as.
 #[derive(Clone, Copy)]
-enum Origin {
+pub(super) enum Origin {
     Blank,
     /// A copy of this one, which nobody writes to.
     Quiet(u32),
@@ -48,7 +48,7 @@ impl Inner {
     }
 
     /// Makes a thin device for an object: the intent is recorded first, so that nothing is left that no record knows.
-    fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
+    pub(super) fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
         self.check()?;
         let (mapper, pool) = (&self.devices.mapper, &self.devices.below.0);
         // A number that is taken stays so: it is somebody's, and nobody's record says whose.
@@ -77,7 +77,7 @@ impl Inner {
     }
 
     /// Takes back what was begun. What cannot be, the next start does.
-    fn unmake(&self, thin: u32, object: &Object, why: Error) -> Error {
+    pub(super) fn unmake(&self, thin: u32, object: &Object, why: Error) -> Error {
         let undone = below::delete(&self.devices.mapper, &self.devices.below.0, thin)
             .and_then(|()| self.slots.forget(thin, object.clone()));
         match undone {
@@ -93,8 +93,15 @@ impl Inner {
     }
 
     pub(super) fn create_volume(&self, volume: &Volume) -> Result<()> {
+        let template = match (volume.source, volume.content) {
+            (None, Content::Filesystem(filesystem)) => self.template_of(filesystem, volume.size),
+            _ => None,
+        };
         let origin = match volume.source {
-            None => Origin::Blank,
+            None => match template {
+                Some(thin) => Origin::Quiet(thin),
+                None => Origin::Blank,
+            },
             Some(Source::Snapshot(id)) => {
                 let found = self.ready_snapshot(id)?;
                 let gone = || Error::new(ErrorKind::NotFound, format!("snapshot {id} does not exist"));
@@ -104,17 +111,22 @@ impl Inner {
         };
         let object = Object::Volume(volume.clone());
         let thin = self.make(&object, origin)?;
-        match self.fill(volume, thin).and_then(|()| self.slots.put(thin, Stage::Ready, object.clone())) {
+        match self
+            .fill(volume, thin, template.is_some())
+            .and_then(|()| self.slots.put(thin, Stage::Ready, object.clone()))
+        {
             Ok(()) => Ok(()),
             Err(error) => Err(self.unmake(thin, &object, error)),
         }
     }
 
     /// Makes the filesystem, or gives a copied one an identity of its own.
-    fn fill(&self, volume: &Volume, thin: u32) -> Result<()> {
+    fn fill(&self, volume: &Volume, thin: u32, from_template: bool) -> Result<()> {
         let Content::Filesystem(filesystem) = volume.content else { return Ok(()) };
         let work = self.devices.work_on(volume.id.uuid, thin, volume.size)?;
-        if volume.source.is_none() {
+        if from_template {
+            self.make_own(work.file()?, volume.size)?;
+        } else if volume.source.is_none() {
             format::make(work.file()?, filesystem, &self.commands, PATIENCE)?;
         } else {
             identity::renew(work.file()?, filesystem, volume.size, || {
@@ -122,7 +134,12 @@ impl Inner {
                 work.wait_until_free()
             })?;
         }
-        work.file()?.sync_all().doing(|| "flush the new filesystem")
+        work.file()?.sync_all().doing(|| "flush the new filesystem")?;
+        drop(work);
+        if volume.source.is_none() && !from_template {
+            self.keep_template(filesystem, volume.size, thin);
+        }
+        Ok(())
     }
 
     pub(super) fn create_snapshot(&self, snapshot: &Snapshot) -> Result<Snapshot> {

@@ -66,6 +66,16 @@ pub(super) enum Object {
     Volume(Volume),
     /// A snapshot.
     Snapshot(Snapshot),
+    /// A filesystem to be copied.
+    Template(Template),
+}
+
+/// A filesystem to be copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Template {
+    pub(super) uuid: Uuid,
+    /// How it was made.
+    pub(super) name: String,
 }
 
 impl Object {
@@ -73,6 +83,7 @@ impl Object {
         match self {
             Self::Volume(volume) => volume.id.uuid,
             Self::Snapshot(snapshot) => snapshot.id.uuid,
+            Self::Template(template) => template.uuid,
         }
     }
 }
