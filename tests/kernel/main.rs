@@ -14,7 +14,10 @@ mod life;
 mod recovery;
 #[path = "../support/requests.rs"]
 mod requests;
+#[expect(dead_code, reason = "shared with the tests of thin pools")]
 mod rig;
 mod secrets;
 mod split;
 mod trouble;
+#[path = "../support/writer.rs"]
+mod writer;

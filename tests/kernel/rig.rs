@@ -41,6 +41,8 @@ pub(crate) enum Kind {
     Image,
     /// A filesystem of this type in a file, made and mounted as an administrator would.
     On(&'static str),
+    /// A thin pool of LVM, by the names of group and pool: made once, and emptied by each test.
+    Lvm(&'static str, &'static str),
 }
 
 pub(crate) struct Ground {
@@ -72,7 +74,7 @@ impl Ground {
         }
         let pool_settings = "overcommit_percent = 10000\n".to_owned();
         let disk = match kind {
-            Kind::Image => None,
+            Kind::Image | Kind::Lvm(..) => None,
             Kind::On(filesystem) => Some(Disk::new(&root, filesystem, mib)),
         };
         let (http, settings) = ("off", String::new());
@@ -81,14 +83,17 @@ impl Ground {
         let made = match kind {
             Kind::Image => ground.lagan(&["pool", "init", &pool, "--image", &size]),
             Kind::On(_) => ground.lagan(&["pool", "init", &pool]),
+            Kind::Lvm(vg, thin) => ground.lagan(&["pool", "init", "--lvm", &format!("{vg}/{thin}")]),
         };
-        assert!(made.status.success(), "{made:?}");
+        let again =
+            matches!(kind, Kind::Lvm(..)) && String::from_utf8_lossy(&made.stderr).contains("one already");
+        assert!(made.status.success() || again, "{made:?}");
         ground
     }
 
     pub(crate) fn pool(&self) -> PathBuf {
         match self.kind {
-            Kind::Image => self.root.join("pool"),
+            Kind::Image | Kind::Lvm(..) => self.root.join("pool"),
             Kind::On(_) => self.root.join("disk/pool"),
         }
     }
@@ -97,7 +102,7 @@ impl Ground {
     pub(crate) fn volumes(&self) -> PathBuf {
         match self.kind {
             Kind::Image => self.pool().join("fs/volumes"),
-            Kind::On(_) => self.pool().join("volumes"),
+            Kind::On(_) | Kind::Lvm(..) => self.pool().join("volumes"),
         }
     }
 
@@ -110,10 +115,14 @@ impl Ground {
     }
 
     fn write_config(&self) -> PathBuf {
-        let (root, pool) = (text(&self.root), text(&self.pool()));
+        let root = text(&self.root);
+        let place = match self.kind {
+            Kind::Lvm(vg, thin) => format!("kind = \"lvm\"\nvg = \"{vg}\"\nthin_pool = \"{thin}\""),
+            _ => format!("kind = \"file\"\npath = \"{}\"", text(&self.pool())),
+        };
         let config = format!(
             "node_id = \"n1\"\nstate_dir = \"{root}/state\"\nendpoint = \"{root}/csi.sock\"\nhttp = \"{}\"\n\
-             target_roots = [\"{root}/targets\"]\n{}[[pool]]\nname = \"p\"\nkind = \"file\"\npath = \"{pool}\"\n{}",
+             target_roots = [\"{root}/targets\"]\n{}[[pool]]\nname = \"p\"\n{place}\n{}",
             self.http, self.settings, self.pool_settings
         );
         let path = self.root.join("lagan.toml");

@@ -1,0 +1,198 @@
+//! SIGKILL before each state-changing system call of each operation, with live writers on the source and on a neighbour.
+//! Afterwards nobody hangs, nothing is lost or left, and the same request succeeds.
+
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use lagan::proto::{
+    CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    VolumeContentSource,
+};
+use tonic::Status;
+
+use crate::{
+    group,
+    requests::{create_with, delete, from_snapshot, from_volume, snapshot_of},
+    rig::{Daemon, Ground, Kind, MIB, filesystem},
+    writer::Writer,
+};
+
+/// The calls that change something: messages to device-mapper, records, flushes.
+const CHANGES: &str = "ioctl,pwrite64,fdatasync,fsync";
+/// How long a writer may be made to wait, in a machine that is emulated.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is done, and killed.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Create,
+    Snapshot,
+    Clone,
+    Restore,
+    Grow,
+    Delete,
+}
+
+const ALL: [Operation; 6] = [
+    Operation::Create,
+    Operation::Snapshot,
+    Operation::Clone,
+    Operation::Restore,
+    Operation::Grow,
+    Operation::Delete,
+];
+
+/// What operations work on.
+struct Stage {
+    /// Published, and written to all the time.
+    source: String,
+    snapshot: String,
+    /// Made anew for each trial that deletes or grows it.
+    victim: String,
+    size: i64,
+}
+
+fn copy(name: &str, source: Option<VolumeContentSource>) -> CreateVolumeRequest {
+    CreateVolumeRequest { volume_content_source: source, ..create_with(name, 64 * MIB, &filesystem("ext4")) }
+}
+
+/// Does it; the id of what was made.
+async fn attempt(daemon: &mut Daemon, stage: &Stage, operation: Operation) -> Result<Option<String>, Status> {
+    let made = match operation {
+        Operation::Create => Some(create_with("made", 64 * MIB, &filesystem("ext4"))),
+        Operation::Clone => Some(copy("made", from_volume(&stage.source))),
+        Operation::Restore => Some(copy("made", from_snapshot(&stage.snapshot))),
+        _ => None,
+    };
+    if let Some(request) = made {
+        let volume = daemon.controller.create_volume(request).await?.into_inner().volume.unwrap();
+        return Ok(Some(volume.volume_id));
+    }
+    match operation {
+        Operation::Snapshot => {
+            let answer = daemon.controller.create_snapshot(snapshot_of(&stage.source, "cut")).await?;
+            Ok(Some(answer.into_inner().snapshot.unwrap().snapshot_id))
+        }
+        Operation::Grow => {
+            let capacity_range = Some(CapacityRange { required_bytes: stage.size, limit_bytes: 0 });
+            let request = ControllerExpandVolumeRequest {
+                volume_id: stage.victim.clone(),
+                capacity_range,
+                ..ControllerExpandVolumeRequest::default()
+            };
+            daemon.controller.controller_expand_volume(request).await.map(|_| None)
+        }
+        _ => daemon.controller.delete_volume(delete(&stage.victim)).await.map(|_| None),
+    }
+}
+
+async fn remove(daemon: &mut Daemon, id: Option<String>) {
+    match id {
+        Some(id) if id.starts_with("s.") => {
+            let request = DeleteSnapshotRequest { snapshot_id: id, ..DeleteSnapshotRequest::default() };
+            daemon.controller.delete_snapshot(request).await.unwrap();
+        }
+        Some(id) => daemon.delete(&id).await,
+        None => {}
+    }
+}
+
+/// A tracer that kills the daemon before the `point`th change that one of its threads makes.
+#[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
+fn kill_at(daemon: &Daemon, point: u32) -> Child {
+    let pid = daemon.pid().as_raw_nonzero().to_string();
+    let inject = format!("inject={CHANGES}:signal=SIGKILL:when={point}");
+    let tracer = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-p", &pid, "-e", &format!("trace={CHANGES}"), "-e", &inject])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let traced = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+    };
+    let begun = Instant::now();
+    while !fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| traced(task.unwrap())) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "strace does not attach");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    tracer
+}
+
+/// Which points are tried: all, or so many of each operation.
+fn is_tried(point: u32) -> bool {
+    match std::env::var("POINTS").unwrap_or_default().as_str() {
+        "all" => true,
+        "" => [1, 3, 6].contains(&point),
+        count => point <= count.parse().unwrap(),
+    }
+}
+
+/// One operation, killed at one point; `false` where it was done before the point came.
+async fn trial(ground: &Ground, stage: &Stage, operation: Operation, point: u32) -> bool {
+    let mut daemon = ground.start().await;
+    let mut tracer = kill_at(&daemon, point);
+    let answer = attempt(&mut daemon, stage, operation).await;
+    let survived = answer.is_ok();
+    daemon.kill();
+    drop(tracer.wait());
+    let mut daemon = ground.start().await;
+    let made = attempt(&mut daemon, stage, operation).await;
+    let made = made.unwrap_or_else(|status| panic!("{operation:?} killed at {point}: {status:?}"));
+    remove(&mut daemon, made).await;
+    daemon.kill();
+    !survived
+}
+
+#[tokio::test]
+async fn killed_at_any_point() {
+    group::make(&group::disk().expect("LAGAN_TEST_DISK must name a disk"), 3072);
+    let ground = Ground::new(Kind::Lvm(group::VG, group::POOL));
+    let how = filesystem("ext4");
+    let mut daemon = ground.start().await;
+    let (source, neighbour) = (
+        daemon.create("source", 64, &how).await.volume_id,
+        daemon.create("neighbour", 64, &how).await.volume_id,
+    );
+    let shown = daemon.show(&ground, &source, "source", &how).await;
+    let beside = daemon.show(&ground, &neighbour, "neighbour", &how).await;
+    let snapshot = daemon.snapshot(&source, "before").await.unwrap().snapshot_id;
+    let mut stage = Stage { source, snapshot, victim: String::new(), size: 64 * MIB };
+    daemon.kill();
+    let writers = [Writer::on(&shown), Writer::on(&beside)];
+    for operation in ALL {
+        let mut killed = 0;
+        for point in (1..200).filter(|point| is_tried(*point)) {
+            let mut daemon = ground.start().await;
+            stage.size += MIB;
+            stage.victim = daemon.create("victim", 64, &how).await.volume_id;
+            daemon.kill();
+            let died = trial(&ground, &stage, operation, point).await;
+            let mut daemon = ground.start().await;
+            daemon.delete(&stage.victim).await;
+            for writer in &writers {
+                let waited = writer.resumes();
+                assert!(waited < PATIENCE, "{operation:?} killed at {point}: a writer waited {waited:?}");
+            }
+            daemon.kill();
+            ground.account();
+            if !died {
+                break;
+            }
+            killed += 1;
+        }
+        assert!(killed > 0, "{operation:?} was never killed");
+        println!("{operation:?}: killed at {killed} points");
+    }
+    writers.into_iter().for_each(Writer::end);
+    let mut daemon = ground.start().await;
+    for (id, name) in [(&stage.source, "source"), (&neighbour, "neighbour")] {
+        daemon.hide(&ground, id, name).await;
+        daemon.delete(id).await;
+    }
+    remove(&mut daemon, Some(stage.snapshot)).await;
+    ground.account();
+}
