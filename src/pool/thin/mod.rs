@@ -170,9 +170,11 @@ impl Inner {
     }
 
     /// Refuses changes that could not be finished.
-    fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<Status> {
         self.slots.check()?;
-        self.status()?.check()
+        let status = self.status()?;
+        status.check()?;
+        Ok(status)
     }
 
     /// What is recorded of an object that is ready.

@@ -49,7 +49,7 @@ impl Inner {
 
     /// Makes a thin device for an object: the intent is recorded first, so that nothing is left that no record knows.
     pub(super) fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
-        self.check()?;
+        self.check()?.check_metadata()?;
         let (mapper, pool) = (&self.devices.mapper, &self.devices.below.0);
         // A number that is taken stays so: it is somebody's, and nobody's record says whose.
         for _attempt in 0..64 {
