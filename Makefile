@@ -8,7 +8,7 @@ LAGAN := target/release/lagan
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm bench audit clean
+.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm bench bench-vm torture-vm audit clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,18 @@ test-vm: sanity-programs ## Tests on LVM and device-mapper, in a virtual machine
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
+
+bench-vm: ## Measure a thin pool beside the commands of LVM, in the virtual machine, as root
+	@.ci/prepare build vm
+	$(SUDO) tests/vm/run "$$(cargo bench --locked --no-run --bench thin --message-format json | \
+		sed -n 's/.*"executable":"\([^"]*thin-[^"]*\)".*/\1/p' | tail -1)"
+
+torture-vm: ## Kill the driver before every state-changing system call of every operation: POINTS=all, or so many
+	@.ci/prepare build test vm
+	cargo build --locked
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-14400} tests/vm/run env POINTS=$${POINTS:-all} \
+		"$$(cargo test --locked --no-run --test thin --message-format json | \
+		sed -n 's/.*"executable":"\([^"]*thin-[^"]*\)".*/\1/p' | tail -1)" --nocapture
 
 audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)
 	@.ci/prepare build

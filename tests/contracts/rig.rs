@@ -119,7 +119,7 @@ impl Rig {
     ) -> Self {
         let place = thin::Place { vg: group::VG.into(), thin_pool: group::POOL.into() };
         GROUP.get_or_init(|| {
-            group::make(&group::disk().unwrap(), 2048);
+            group::ensure(2048);
             thin::init(&place, "machine", &commands).unwrap();
         });
         let settings = thin::Settings {

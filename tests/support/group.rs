@@ -1,6 +1,10 @@
 //! A volume group with a thin pool, made as an administrator makes one, on a disk that is there for tests.
 
+use std::sync::OnceLock;
+
 use crate::disk::run;
+
+static MADE: OnceLock<()> = OnceLock::new();
 
 /// Names of the group and the thin pool.
 pub(crate) const VG: &str = "lagantest";
@@ -20,9 +24,13 @@ pub(crate) fn lvm(arguments: &[&str]) -> String {
     run("lvm", &[&[*command, "--config", CONFIG], rest].concat())
 }
 
-/// Makes the group and the thin pool on the disk; what was there is gone. The machine goes after the tests, and they
-/// with it.
-pub(crate) fn make(disk: &str, pool_mib: u32) {
+/// Makes the group and the thin pool on the disk, once; what was there is gone. The machine goes after the tests, and
+/// they with it.
+pub(crate) fn ensure(pool_mib: u32) {
+    MADE.get_or_init(|| make(&disk().expect("LAGAN_TEST_DISK must name a disk"), pool_mib));
+}
+
+fn make(disk: &str, pool_mib: u32) {
     run("wipefs", &["-aq", disk]);
     lvm(&["vgcreate", "-y", VG, disk]);
     let size = format!("{pool_mib}m");

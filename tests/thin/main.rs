@@ -9,6 +9,7 @@ mod disk;
 #[path = "../support/group.rs"]
 mod group;
 mod kills;
+mod recovery;
 #[path = "../support/requests.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod requests;

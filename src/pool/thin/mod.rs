@@ -132,12 +132,12 @@ impl ThinPool {
         }
         let locks = found.records.lock(role)?;
         let devices = Devices::new(mapper, header.id, found.below);
-        let slots = Slots::open(found.records.open()?)?;
+        let slots = Slots::open(found.records.open()?, role.changes())?;
         if role != Role::Observer {
             devices.keep(below::FIRST)?;
         }
-        let thins = slots.all().0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
-        let (templates, template_thins) = templates::known(&slots, &commands, settings.templates);
+        let thins = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
+        let (templates, template_thins) = templates::known(&slots, &commands, settings.templates)?;
         let inner = Inner {
             templates,
             template_thins: Mutex::new(template_thins),
@@ -213,8 +213,7 @@ impl Inner {
     }
 
     fn list(&self) -> Result<Listing> {
-        self.slots.reread()?;
-        let (entries, damaged) = self.slots.all();
+        let (entries, damaged) = self.slots.all()?;
         let mut listing = Listing { damaged, ..Listing::default() };
         for entry in entries.into_iter().filter(|entry| entry.stage == Stage::Ready) {
             match entry.object {
@@ -229,7 +228,7 @@ impl Inner {
     /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
     fn recover(&self) -> Result<Vec<String>> {
         let mut done = self.devices.sweep()?;
-        let (entries, _) = self.slots.all();
+        let (entries, _) = self.slots.all()?;
         for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
             let uuid = entry.object.uuid();
             if self.devices.detach(uuid, None)? == Detached::StillUsed {

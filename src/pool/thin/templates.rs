@@ -32,9 +32,9 @@ fn version(commands: &Commands, filesystem: Filesystem) -> &str {
 }
 
 /// What of the records is a template that can still be used.
-pub(super) fn known(slots: &Slots, commands: &Commands, limit: usize) -> (Templates, Thins) {
+pub(super) fn known(slots: &Slots, commands: &Commands, limit: usize) -> Result<(Templates, Thins)> {
     let mut thins = Thins::new();
-    for entry in slots.all().0.into_iter().filter(|entry| entry.stage == Stage::Ready) {
+    for entry in slots.all()?.0.into_iter().filter(|entry| entry.stage == Stage::Ready) {
         if let Object::Template(template) = entry.object
             && Filesystem::ALL.into_iter().any(|it| is_current(&template.name, it, version(commands, it)))
         {
@@ -43,7 +43,7 @@ pub(super) fn known(slots: &Slots, commands: &Commands, limit: usize) -> (Templa
     }
     let templates = Templates::new(limit);
     *locked(&templates.known) = Some(thins.keys().cloned().collect());
-    (templates, thins)
+    Ok((templates, thins))
 }
 
 impl Inner {
