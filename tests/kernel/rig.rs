@@ -286,7 +286,8 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     async fn connect(mut child: Child, socket: PathBuf, log: PathBuf) -> Self {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        // An emulated machine may take its time.
+        let deadline = Instant::now() + Duration::from_secs(120);
         let channel = loop {
             let socket = socket.clone();
             let connector = tower::service_fn(move |_| {
