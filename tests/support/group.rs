@@ -34,5 +34,5 @@ fn make(disk: &str, pool_mib: u32) {
     run("wipefs", &["-aq", disk]);
     lvm(&["vgcreate", "-y", VG, disk]);
     let size = format!("{pool_mib}m");
-    lvm(&["lvcreate", "-y", "--type", "thin-pool", "-L", &size, "--poolmetadatasize", "16m", "-n", POOL, VG]);
+    lvm(&["lvcreate", "-y", "--type", "thin-pool", "-L", &size, "--poolmetadatasize", "64m", "-n", POOL, VG]);
 }
