@@ -13,10 +13,9 @@ use rustix::{
 };
 
 use super::{
-    device::{self, Device, DeviceNumber},
+    device::{self, DeviceNumber},
     raw,
 };
-use crate::bytes::Bytes;
 
 /// Length of a sector, the unit of tables.
 pub const SECTOR: u64 = 512;
@@ -32,7 +31,6 @@ const DEV_REMOVE: u8 = 4;
 const DEV_SUSPEND: u8 = 6;
 const DEV_STATUS: u8 = 7;
 const TABLE_LOAD: u8 = 9;
-const TABLE_CLEAR: u8 = 10;
 const TABLE_STATUS: u8 = 12;
 const TARGET_MSG: u8 = 14;
 
@@ -277,14 +275,6 @@ impl Mapper {
         self.send(TABLE_LOAD, call).map(drop)
     }
 
-    /// Takes back a table that was loaded and not resumed.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn clear(&self, name: &str) -> io::Result<()> {
-        self.send(TABLE_CLEAR, Call::new(name, &[])?).map(drop)
-    }
-
     /// Stops a device.
     ///
     /// # Errors
@@ -425,21 +415,6 @@ impl Mapper {
         let answer = self.send(TARGET_MSG, Call::new(name, &data)?.with_room(HEADER + 4096))?;
         let said = u32_at(&answer, FLAGS) & DATA_OUT != 0;
         Ok(said.then(|| text_at(&answer, offset_of_data(&answer), ANSWER_LIMIT)))
-    }
-
-    /// A device as the rest of the program sees it. It must not be suspended: it is opened for its length.
-    ///
-    /// # Errors
-    /// Those of open(2).
-    pub fn describe(&self, info: &Info) -> io::Result<Device> {
-        let opened = open(info)?;
-        let size = rustix::fs::seek(&opened, rustix::fs::SeekFrom::End(0))?;
-        Ok(Device {
-            path: device::node_of("dm-", info.number),
-            number: info.number,
-            read_only: info.read_only,
-            size: Bytes::new(size),
-        })
     }
 }
 

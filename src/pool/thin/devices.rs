@@ -3,6 +3,7 @@
 
 use std::{fs::File, time::Duration};
 
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::{
@@ -135,6 +136,21 @@ impl Devices {
         Ok(work)
     }
 
+    /// Whether the pool has a thin device of this number, whosever it is: only then does the kernel take a table with it.
+    pub(super) fn exists(&self, thin: u32) -> Result<bool> {
+        let (name, what) =
+            (format!("lagan-look-{}-{thin}", self.pool), || format!("look for thin device {thin}"));
+        self.mapper.remove(&name).doing(what)?;
+        self.mapper.create(&name, &format!("{OURS}{}-look-{thin}", self.pool)).doing(what)?;
+        let loaded = self.mapper.load(&name, &self.table(thin, Bytes::mib(1)), true);
+        self.mapper.remove(&name).doing(what)?;
+        match loaded {
+            Ok(()) => Ok(true),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NODATA) => Ok(false),
+            Err(error) => Err(Error::io(what(), error)),
+        }
+    }
+
     /// Keeps the pool busy with a device that nobody uses.
     pub(super) fn keep(&self, thin: u32) -> Result<()> {
         let name = keeper_of(self.pool);
@@ -262,6 +278,11 @@ impl Devices {
             else {
                 continue;
             };
+            // Never started, and to be looked at only: no device of an object.
+            if name.starts_with("lagan-look-") {
+                self.remove(&name)?;
+                continue;
+            }
             if info.suspended && (info.active || info.pending) {
                 self.mapper.resume(&name).doing(|| format!("resume {name}"))?;
                 done.push(format!("let device {name} go on"));

@@ -54,6 +54,10 @@ impl Inner {
         // A number that is taken stays so: it is somebody's, and nobody's record says whose.
         for _attempt in 0..64 {
             let thin = self.take_number()?;
+            // Asked before the intent is recorded: what an intent names is removed when it cannot be finished.
+            if self.devices.exists(thin)? {
+                continue;
+            }
             self.slots.put(thin, Stage::Making, object.clone())?;
             let made = match origin {
                 Origin::Blank => below::create(mapper, pool, thin),
@@ -65,11 +69,8 @@ impl Inner {
             match made {
                 Ok(Made::Yes) => return Ok(thin),
                 Ok(Made::Taken) => {}
-                Err(error) => {
-                    self.slots.forget(thin, object.clone())?;
-                    self.free_number(thin);
-                    return Err(error);
-                }
+                // It may have been made, and only too late to be what was asked for.
+                Err(error) => return Err(self.unmake(thin, object, error)),
             }
         }
         let what = "thin devices that no record knows are in the way: see `lagan doctor --check`";

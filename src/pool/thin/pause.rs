@@ -18,7 +18,17 @@ impl Inner {
             return Err(Error::new(ErrorKind::Unavailable, what));
         };
         let limit = self.settings.freeze_limit;
-        let pause = minder.suspend(&self.devices.mapper, &names, limit).map_err(|error| {
+        let resume = || {
+            names
+                .iter()
+                .try_for_each(|name| self.devices.mapper.resume(name).doing(|| format!("resume {name}")))
+        };
+        let pause = minder.suspend(&self.devices.mapper, &names, limit);
+        if pause.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+            // The minder has died, perhaps after it had begun.
+            resume()?;
+        }
+        let pause = pause.map_err(|error| {
             let (reason, kind) = match error.kind() {
                 std::io::ErrorKind::WouldBlock => ("another pause lasts", ErrorKind::Busy),
                 std::io::ErrorKind::TimedOut => ("a write to it did not end in time", ErrorKind::InUse),
@@ -34,9 +44,7 @@ impl Inner {
             Ok(in_time) => in_time,
             // The minder has died: what it would have done.
             Err(_) => {
-                for name in &names {
-                    self.devices.mapper.resume(name).doing(|| format!("resume {name}"))?;
-                }
+                resume()?;
                 false
             }
         };
