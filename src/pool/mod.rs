@@ -56,6 +56,18 @@ impl Role {
     pub const fn attaches(self) -> bool {
         matches!(self, Self::Node | Self::Both)
     }
+
+    /// The bytes that a process in this role locks, and what it is called while it has them.
+    fn locks(self) -> impl Iterator<Item = (i64, &'static str)> {
+        let all = [(self.changes(), 0, "controller"), (self.attaches(), 1, "node")];
+        all.into_iter().filter(|(wanted, ..)| *wanted).map(|(_, byte, name)| (byte, name))
+    }
+}
+
+/// The byte that is locked while a process works on a volume, behind those of the roles. Two volumes with one byte would
+/// only wait for one another.
+fn byte_of(id: VolumeId) -> i64 {
+    2 + i64::try_from(id.uuid.as_u128() >> 66).unwrap_or_default()
 }
 
 /// What a pool has room for.

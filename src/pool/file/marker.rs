@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     id::{PoolId, VolumeId},
-    pool::{Role, record::Timestamp},
+    pool::{Role, byte_of, record::Timestamp},
     sys::{
         device::Inode,
         file::{Access, ByteLock, Directory, Sharing, stat},
@@ -70,19 +70,15 @@ impl Marker {
 
 /// Takes the locks of a role, to be kept while the pool is served. `Busy` where another process serves it.
 pub(super) fn lock(root: &Directory, role: Role) -> Result<Vec<ByteLock>> {
-    let wanted = [(role.changes(), 0, "controller"), (role.attaches(), 1, "node")];
-    let wanted = wanted.into_iter().filter(|(wanted, ..)| *wanted);
     let busy = |name: &str| {
         format!("pool {} is served by another {name} process: stop that one first", root.path().display())
     };
-    wanted.map(|(_, byte, name)| lock_byte(root, byte, Sharing::Alone, || busy(name))).collect()
+    role.locks().map(|(byte, name)| lock_byte(root, byte, Sharing::Alone, || busy(name))).collect()
 }
 
 /// Takes a volume for one piece of work, against the other process that serves the pool. `Busy` where that one has it.
 pub(super) fn take_turn(root: &Directory, id: VolumeId, sharing: Sharing) -> Result<ByteLock> {
-    // Behind the bytes of the roles. Two volumes with one byte would only wait for one another.
-    let byte = 2 + i64::try_from(id.uuid.as_u128() >> 66).unwrap_or_default();
-    lock_byte(root, byte, sharing, || format!("another process is at work on volume {id}"))
+    lock_byte(root, byte_of(id), sharing, || format!("another process is at work on volume {id}"))
 }
 
 fn lock_byte(root: &Directory, byte: i64, sharing: Sharing, busy: impl Fn() -> String) -> Result<ByteLock> {

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     id::{PoolId, VolumeId},
-    pool::{Role, Sharing},
+    pool::{Role, Sharing, byte_of},
     sys::{
         cmd::{AfterDeadline, Commands, Tool},
         device::DeviceNumber,
@@ -78,16 +78,13 @@ impl Device {
 
     /// Takes the locks of a role. `Busy` where another process serves the pool.
     pub(super) fn lock(&self, role: Role) -> Result<Vec<ByteLock>> {
-        let wanted = [(role.changes(), 0, "controller"), (role.attaches(), 1, "node")];
-        let wanted = wanted.into_iter().filter(|(wanted, ..)| *wanted);
         let busy = |name: &str| format!("the pool is served by another {name} process: stop that one first");
-        wanted.map(|(_, byte, name)| self.lock_byte(byte, Sharing::Alone, || busy(name))).collect()
+        role.locks().map(|(byte, name)| self.lock_byte(byte, Sharing::Alone, || busy(name))).collect()
     }
 
     /// Takes a volume for one piece of work, against the other process that serves the pool.
     pub(super) fn take_turn(&self, id: VolumeId, sharing: Sharing) -> Result<ByteLock> {
-        let byte = 2 + i64::try_from(id.uuid.as_u128() >> 66).unwrap_or_default();
-        self.lock_byte(byte, sharing, || format!("another process is at work on volume {id}"))
+        self.lock_byte(byte_of(id), sharing, || format!("another process is at work on volume {id}"))
     }
 
     fn lock_byte(&self, byte: i64, sharing: Sharing, busy: impl Fn() -> String) -> Result<ByteLock> {

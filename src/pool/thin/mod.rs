@@ -36,6 +36,7 @@ use crate::{
 
 mod below;
 mod devices;
+mod flush;
 mod lvm;
 mod objects;
 mod pause;

@@ -7,15 +7,13 @@ use std::{
     fs::File,
     io,
     os::unix::fs::FileExt,
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::flush::Flush;
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     pool::record::{self, Snapshot, Timestamp, Volume},
@@ -386,51 +384,6 @@ fn write_header(device: &File, header: &Header) -> io::Result<()> {
     let block = record::encode_to(header, BLOCK).map_err(io::Error::other)?;
     device.write_all_at(&block, (header.number % HEADERS) * BLOCK as u64)?;
     device.sync_data()
-}
-
-/// Flushes that callers share: whoever comes while one is under way waits for the next, which is for all who came.
-#[derive(Debug, Default)]
-struct Flush {
-    state: Mutex<Turns>,
-    changed: Condvar,
-    count: AtomicU64,
-    /// One has failed: the kernel reports that once, and a later success would hide it.
-    broken: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Turns {
-    begun: u64,
-    done: u64,
-}
-
-impl Flush {
-    /// Makes durable what was written before this call.
-    fn wait_for(&self, device: &File) -> Result<()> {
-        let mut turns = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = turns.begun + 1;
-        while turns.done < mine {
-            if turns.begun > turns.done {
-                turns = self.changed.wait(turns).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            turns.begun += 1;
-            let current = turns.begun;
-            drop(turns);
-            self.count.fetch_add(1, Ordering::Relaxed);
-            if device.sync_data().is_err() {
-                self.broken.store(true, Ordering::Release);
-            }
-            turns = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.done = current;
-            self.changed.notify_all();
-        }
-        drop(turns);
-        if self.broken.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Unavailable, "flush the device of records"));
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
