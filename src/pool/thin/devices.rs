@@ -1,7 +1,11 @@
 //! Devices of thin volumes: made when a volume is staged, gone when nobody uses them. Each carries a uuid of ours, which
 //! says of which pool and object it is and what it was made for, so that nothing has to be remembered.
 
-use std::{fs::File, time::Duration};
+use std::{
+    fs::File,
+    io,
+    time::{Duration, Instant},
+};
 
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -9,6 +13,7 @@ use uuid::Uuid;
 use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
+    filesystem::BLOCK,
     id::PoolId,
     pool::{Attach, Attached, Detached, Held},
     sys::{
@@ -21,6 +26,17 @@ use crate::{
 const OURS: &str = "LAGAN-";
 /// For a moment, by ourselves.
 const WORK: &str = "work";
+
+/// How long LVM may let the pool stand still.
+const POOL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the names of devices of ours begin with.
+const NAMED: &str = "lagan-";
+
+/// Whether a device is of ours, whatever the pool.
+pub(super) fn is_ours(mapper: &Mapper, name: &str) -> io::Result<bool> {
+    Ok(name.starts_with(NAMED) && mapper.info(name)?.is_some_and(|info| info.uuid.starts_with(OURS)))
+}
 
 /// The device that keeps the pool from being removed.
 pub(super) fn keeper_of(pool: PoolId) -> String {
@@ -102,6 +118,26 @@ impl Devices {
         vec![Line { start: 0, length: size.get() / SECTOR, target: "thin".into(), text }]
     }
 
+    /// Gives a device a table. While LVM extends the pool it stands still for a moment, and takes no device.
+    fn load(&self, name: &str, table: &[Line], read_only: bool) -> io::Result<()> {
+        let begun = Instant::now();
+        let mut asked_again = false;
+        loop {
+            match self.mapper.load(name, table, read_only) {
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+                    let still = self.mapper.info(&self.below.0)?.is_some_and(|pool| pool.suspended);
+                    // It may have gone on since.
+                    if begun.elapsed() > POOL_PATIENCE || !still && asked_again {
+                        return Err(error);
+                    }
+                    asked_again = !still;
+                }
+                other => return other,
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Makes and starts a device.
     fn make(&self, name: &str, uuid: &str, table: &[Line], read_only: bool) -> Result<Info> {
         let what = || format!("make device {name}");
@@ -111,7 +147,6 @@ impl Devices {
         }
         self.mapper.create(name, uuid).doing(what)?;
         let started = self
-            .mapper
             .load(name, table, read_only)
             .and_then(|()| self.mapper.resume(name))
             .and_then(|()| self.mapper.info(name))
@@ -142,7 +177,7 @@ impl Devices {
             (format!("lagan-look-{}-{thin}", self.pool), || format!("look for thin device {thin}"));
         self.mapper.remove(&name).doing(what)?;
         self.mapper.create(&name, &format!("{OURS}{}-look-{thin}", self.pool)).doing(what)?;
-        let loaded = self.mapper.load(&name, &self.table(thin, Bytes::mib(1)), true);
+        let loaded = self.load(&name, &self.table(thin, Bytes::mib(1)), true);
         self.mapper.remove(&name).doing(what)?;
         match loaded {
             Ok(()) => Ok(true),
@@ -151,11 +186,16 @@ impl Devices {
         }
     }
 
-    /// Keeps the pool busy with a device that nobody uses.
-    pub(super) fn keep(&self, thin: u32) -> Result<()> {
+    /// Keeps the pool busy, and what belongs to it, with a device that nobody uses: LVM removes none of them.
+    pub(super) fn keep(&self, thin: u32, beside: &[DeviceNumber]) -> Result<()> {
         let name = keeper_of(self.pool);
         if self.mapper.info(&name).doing(|| "look for the keeper")?.is_none_or(|keeper| !keeper.active) {
-            let table = self.table(thin, Bytes::mib(1));
+            let mut table = self.table(thin, Bytes::mib(1));
+            for number in beside {
+                let start = table.iter().map(|line| line.length).sum();
+                let (target, text) = ("linear".into(), format!("{number} 0"));
+                table.push(Line { start, length: BLOCK.get() / SECTOR, target, text });
+            }
             self.make(&name, &format!("{OURS}{}-keeper", self.pool), &table, true)?;
         }
         Ok(())
@@ -244,7 +284,7 @@ impl Devices {
                 continue;
             }
             let what = || format!("resize device {}", info.name);
-            self.mapper.load(&info.name, &self.table(thin, size), info.read_only).doing(what)?;
+            self.load(&info.name, &self.table(thin, size), info.read_only).doing(what)?;
             // Nothing stands still for longer than the exchange of a table takes; a start after a crash resumes it.
             self.mapper.suspend(&info.name, Suspend::Brief).doing(what)?;
             self.mapper.resume(&info.name).doing(what)?;

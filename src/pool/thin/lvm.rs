@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::{
     Place, below,
     slots::{Header, Slots},
+    tenants,
 };
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
@@ -16,7 +17,7 @@ use crate::{
     sys::{
         cmd::{AfterDeadline, Commands, Tool},
         device::DeviceNumber,
-        dm::{self, Info, Mapper},
+        dm::{self, Mapper},
         file::ByteLock,
     },
 };
@@ -45,6 +46,10 @@ pub(super) struct Found {
     pub(super) records: Device,
     /// The thin pool.
     pub(super) below: (String, DeviceNumber),
+    /// What goes with the pool: the device of records, and the anchor where it is active.
+    pub(super) beside: Vec<DeviceNumber>,
+    /// Every logical volume that it is made of.
+    pub(super) parts: Vec<Line>,
 }
 
 impl Found {
@@ -62,18 +67,16 @@ impl Found {
 
 impl Device {
     pub(super) fn open(&self) -> Result<File> {
-        let info = Info {
-            number: self.number,
-            name: self.name.clone(),
-            uuid: String::new(),
-            open_count: 0,
-            suspended: false,
-            read_only: false,
-            active: true,
-            pending: false,
-            transient: false,
-        };
-        dm::open(&info).doing(|| format!("open {}", self.what))
+        let what = || format!("open {}", self.what);
+        let mapper = Mapper::open().doing(|| "open device-mapper")?;
+        let info = mapper.info(&self.name).doing(what)?.filter(|info| info.number == self.number);
+        let info =
+            info.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("{}: it is gone", what())))?;
+        if info.suspended {
+            let what = format!("{}: it stands still: dmsetup resume {}", what(), self.name);
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        }
+        dm::open(&info).doing(what)
     }
 
     /// Takes the locks of a role. `Busy` where another process serves the pool.
@@ -95,7 +98,7 @@ impl Device {
 
 /// A line of `lvs`.
 #[derive(Clone, Debug, Deserialize)]
-struct Line {
+pub(super) struct Line {
     vg_uuid: String,
     lv_uuid: String,
     lv_name: String,
@@ -116,7 +119,7 @@ struct Lines {
 
 impl Line {
     /// What device-mapper calls it.
-    fn uuid(&self, layer: &str) -> String {
+    pub(super) fn uuid(&self, layer: &str) -> String {
         let plain = |uuid: &str| uuid.replace('-', "");
         format!("LVM-{}{}{layer}", plain(&self.vg_uuid), plain(&self.lv_uuid))
     }
@@ -132,13 +135,25 @@ fn anchor_of(place: &Place) -> String {
 
 fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<String> {
     let (command, rest) = arguments.split_first().unwrap_or((&"version", &[]));
-    let arguments = [&[*command, "--config", CONFIG], rest].concat();
+    let config = CONFIG.to_owned() + &hide_tenants(commands)?;
+    let arguments = [&[*command, "--config", &config], rest].concat();
     let finished = commands.run(Tool::Lvm, &arguments, PATIENCE, after)?;
     if finished.status.success() {
         return Ok(finished.output);
     }
     let what = format!("lvm {command}: {}", finished.output.trim());
     Err(Error::new(ErrorKind::Unavailable, what))
+}
+
+/// The setting that keeps LVM from reading what tenants have written.
+fn hide_tenants(commands: &Commands) -> Result<String> {
+    let devices = tenants::devices()?;
+    if devices.is_empty() {
+        return Ok(String::new());
+    }
+    let asked = ["lvmconfig", tenants::SETTING];
+    let own = commands.run(Tool::Lvm, &asked, PATIENCE, AfterDeadline::Kill)?;
+    Ok(tenants::hiding(&devices, if own.status.success() { &own.output } else { "" }))
 }
 
 /// Every logical volume of the group, hidden ones too.
@@ -154,6 +169,21 @@ fn report(place: &Place, commands: &Commands) -> Result<Vec<Line>> {
         .unwrap_or_else(|| Ok(Report { report: Vec::new() }))
         .map_err(|error| Error::new(ErrorKind::Unavailable, "read the report of lvs").because(error))?;
     Ok(parsed.report.into_iter().flat_map(|lines| lines.lv).collect())
+}
+
+/// Whether a logical volume is the pool, a part of it, or one of ours beside it.
+fn belongs(place: &Place, line: &Line) -> bool {
+    let (name, pool) = (line.lv_name.trim_matches(['[', ']']), &place.thin_pool);
+    let part_of = |whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.starts_with('_'));
+    let whole =
+        [pool.clone(), format!("{pool}_tdata"), format!("{pool}_tmeta"), records_of(place), anchor_of(place)];
+    whole.iter().any(|whole| name == whole) || whole[1..].iter().any(|whole| part_of(whole))
+}
+
+/// Has LVM load what it has agreed upon into the devices of the pool.
+pub(super) fn refresh(place: &Place, commands: &Commands) -> Result<()> {
+    let pool = format!("{}/{}", place.vg, place.thin_pool);
+    run(commands, AfterDeadline::LeaveRunning, &["lvchange", "--refresh", "--", &pool]).map(drop)
 }
 
 fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
@@ -183,8 +213,17 @@ pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Ro
             found => found,
         };
         let found = below.zip(mapper.find(&record.uuid("")).doing(what)?);
+        let anchor = match line_of(&lines, &anchor) {
+            Some(anchor) => mapper.find(&anchor.uuid("")).doing(what)?,
+            None => None,
+        };
         Ok(found.map(|(below, records)| Found {
             below: (below.name, below.number),
+            beside: [Some(records.number), anchor.map(|anchor| anchor.number)]
+                .into_iter()
+                .flatten()
+                .collect(),
+            parts: lines.iter().filter(|line| belongs(place, line)).cloned().collect(),
             records: Device {
                 name: records.name,
                 number: records.number,

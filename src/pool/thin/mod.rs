@@ -1,7 +1,8 @@
 //! Thin pools: a volume is a thin device inside a device-mapper thin pool, made by one kernel message. LVM makes, grows,
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
-//! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is prepared.
+//! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is
+//! prepared, `tenants` what LVM is not to read, `mend` what a killed LVM leaves.
 
 use std::{
     collections::HashSet,
@@ -38,10 +39,12 @@ mod below;
 mod devices;
 mod flush;
 mod lvm;
+mod mend;
 mod objects;
 mod pause;
 mod slots;
 mod templates;
+mod tenants;
 
 pub use lvm::{adopt, identify, init};
 
@@ -132,10 +135,15 @@ impl ThinPool {
             ));
         }
         let locks = found.records.lock(role)?;
+        if role.changes() {
+            for done in mend::mend(&settings.place, &found.parts, &mapper, &commands)? {
+                tracing::warn!(done, "left by a command of LVM that was killed");
+            }
+        }
         let devices = Devices::new(mapper, header.id, found.below);
         let slots = Slots::open(found.records.open()?, role.changes())?;
         if role != Role::Observer {
-            devices.keep(below::FIRST)?;
+            devices.keep(below::FIRST, &found.beside)?;
         }
         let thins = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
         let (templates, template_thins) = templates::known(&slots, &commands, settings.templates)?;
