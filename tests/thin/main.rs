@@ -1,21 +1,28 @@
-//! The driver on a thin pool of LVM, killed between any two steps. Needs device-mapper, LVM, strace, and a disk that may be
-//! overwritten (`LAGAN_TEST_DISK`): the virtual machine of `make test-vm` has them.
+//! The driver on a thin pool of LVM: killed between any two steps, beside an administrator, with tenants of ill will, full.
+//! Needs device-mapper, LVM, strace, and disks that may be overwritten (`LAGAN_TEST_DISK`, `LAGAN_SMALL_DISK`): the virtual machine of `make test-vm` has them.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
+mod beside;
+mod cut;
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
+mod extend;
+mod full;
 #[path = "../support/group.rs"]
 mod group;
+mod guarded;
 mod kills;
+mod log;
 mod recovery;
+mod remanence;
 #[path = "../support/requests.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod requests;
 #[path = "../kernel/rig.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod rig;
+mod tenant;
 #[path = "../support/writer.rs"]
-#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod writer;
