@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
 mod beside;
-mod cut;
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
@@ -14,7 +13,6 @@ mod full;
 mod group;
 mod guarded;
 mod kills;
-mod log;
 mod recovery;
 mod remanence;
 #[path = "../support/requests.rs"]
