@@ -194,7 +194,11 @@ impl Devices {
         if !info.active || label == WORK {
             return Ok(None);
         }
-        let table = self.mapper.table(&info.name).doing(|| format!("read the table of {}", info.name))?;
+        let table = match self.mapper.table(&info.name) {
+            // A transient one may go at any moment, with its last user.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => return Ok(None),
+            table => table.doing(|| format!("read the table of {}", info.name))?,
+        };
         let size = Bytes::new(table.iter().map(|line| line.length * SECTOR).sum());
         let attached = Attached { device: describe(&info, size), transient: info.transient, label };
         Ok(Some((info, attached)))
