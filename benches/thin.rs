@@ -152,8 +152,9 @@ fn main() {
     let minder = Arc::new(Minder::start().unwrap());
     let commands = Arc::new(Commands::find());
     group::ensure(4096);
-    let place = thin::Place { vg: VG.into(), thin_pool: POOL.into() };
-    thin::init(&place, "bench", &commands).unwrap();
+    let group = thin::Group { vg: VG.into(), thin_pool: POOL.into() };
+    thin::init_group(&group, "bench", &commands).unwrap();
+    let place = thin::Place::Lvm(group);
     let settings = thin::Settings {
         place,
         machine: "bench".into(),

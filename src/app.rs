@@ -147,11 +147,9 @@ impl ConfiguredPool {
 #[async_trait]
 impl Opener for ConfiguredPool {
     async fn open(&self) -> Result<Arc<dyn Pool>> {
-        let pool = match &self.config.place {
-            Place::File(path) => self.open_file(path.clone()).await?,
-            Place::Lvm { vg, thin_pool } => {
-                self.open_thin(thin::Place { vg: vg.clone(), thin_pool: thin_pool.clone() }).await?
-            }
+        let pool = match thin_place(&self.config.place) {
+            Ok(place) => self.open_thin(place).await?,
+            Err(directory) => self.open_file(directory.to_owned()).await?,
         };
         if self.role.changes() {
             self.hints.note(&self.config.name, pool.id())?;
@@ -168,6 +166,20 @@ fn is_empty_or_missing(path: &std::path::Path) -> bool {
     match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// A configured place as that of a thin pool, or the directory of a file pool.
+///
+/// # Errors
+/// The directory.
+pub fn thin_place(place: &Place) -> std::result::Result<thin::Place, &std::path::Path> {
+    match place {
+        Place::File(directory) => Err(directory),
+        Place::Lvm { vg, thin_pool } => {
+            Ok(thin::Place::Lvm(thin::Group { vg: vg.clone(), thin_pool: thin_pool.clone() }))
+        }
+        Place::Block(device) => Ok(thin::Place::Disk(device.clone())),
     }
 }
 
@@ -219,8 +231,13 @@ fn check_host(config: &Config) -> Result<()> {
 
 /// The tools that a configuration needs.
 pub fn needed(config: &Config) -> impl Iterator<Item = Tool> {
-    let lvm = config.pools.iter().any(|pool| matches!(pool.place, Place::Lvm { .. }));
-    Tool::ALL.into_iter().filter(move |tool| lvm || *tool != Tool::Lvm)
+    let has = |kind| config.pools.iter().any(|pool| pool.place.kind() == kind);
+    let (lvm, block) = (has("lvm"), has("block"));
+    Tool::ALL.into_iter().filter(move |tool| match tool {
+        Tool::Lvm => lvm,
+        Tool::ThinCheck | Tool::ThinRepair | Tool::Wipefs => block,
+        _ => true,
+    })
 }
 
 impl App {

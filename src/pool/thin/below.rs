@@ -17,7 +17,7 @@ pub(super) const FIRST: u32 = 1 << 20;
 /// One past the last that the kernel takes (24 bits).
 pub(super) const LAST: u32 = 1 << 24;
 /// Length of a block of metadata.
-const METADATA_BLOCK: u64 = 4096;
+pub(super) const METADATA_BLOCK: u64 = 4096;
 
 /// How a thin pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,7 +27,6 @@ use crate::{
     sys::{
         cmd::Commands,
         device::DeviceNumber,
-        dm::Mapper,
         file::ByteLock,
         minder::Minder,
         superblock::{self, Contents},
@@ -35,29 +34,26 @@ use crate::{
 };
 
 mod below;
+mod block;
 mod devices;
 mod flush;
+mod header;
+mod layout;
 mod lvm;
 mod objects;
 mod pause;
+mod place;
 mod slots;
 mod templates;
 
-pub use lvm::{adopt, identify, init};
+pub use block::{extend as extend_disk, init as init_disk, repair};
+pub use lvm::{Group, extend as extend_group, init as init_group};
+pub use place::{Place, adopt, identify, stop};
 
 use below::{Mode, Status};
 use devices::Devices;
 use slots::{Entry, Object, Slots, Stage};
 use templates::Thins;
-
-/// Where a pool is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The volume group.
-    pub vg: String,
-    /// The thin pool in it.
-    pub thin_pool: String,
-}
 
 /// How a thin pool is to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +82,7 @@ pub struct ThinPool {
 struct Inner {
     id: PoolId,
     settings: Settings,
-    records: lvm::Device,
+    records: place::Device,
     slots: Slots,
     devices: Devices,
     commands: Arc<Commands>,
@@ -113,13 +109,11 @@ impl ThinPool {
         commands: Arc<Commands>,
         minder: Option<Arc<Minder>>,
     ) -> Result<Self> {
-        let mapper = Mapper::open()
-            .map_err(|error| Error::io("open device-mapper (is the module dm_mod there?)", error))
-            .map_err(|error| error.as_kind(ErrorKind::Unavailable))?;
-        let found = lvm::find(&settings.place, &mapper, &commands, role)?;
+        let mapper = place::open_mapper()?;
+        let found = place::find(&settings.place, &mapper, &commands, role)?;
         let header = found.header()?;
         let refuse = |reason: String| {
-            let what = format!("pool {}/{}: {reason}", settings.place.vg, settings.place.thin_pool);
+            let what = format!("pool {}: {reason}", settings.place);
             Err(Error::new(ErrorKind::Unavailable, what))
         };
         if let Some(expected) = expected.filter(|expected| *expected != header.id) {
@@ -134,7 +128,7 @@ impl ThinPool {
         let locks = found.records.lock(role)?;
         let devices = Devices::new(mapper, header.id, found.below);
         let slots = Slots::open(found.records.open()?, role.changes())?;
-        if role != Role::Observer {
+        if role != Role::Observer && devices.below().is_ok() {
             devices.keep(below::FIRST)?;
         }
         let thins = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
@@ -167,7 +161,7 @@ impl ThinPool {
 
 impl Inner {
     fn status(&self) -> Result<Status> {
-        Status::read(&self.devices.mapper, &self.devices.below.0)
+        Status::read(&self.devices.mapper, self.devices.below()?.0)
     }
 
     /// Refuses changes that could not be finished.
@@ -229,6 +223,10 @@ impl Inner {
     /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
     fn recover(&self) -> Result<Vec<String>> {
         let mut done = self.devices.sweep()?;
+        if let Err(error) = self.devices.below() {
+            done.push(format!("left as it is, since the thin pool does not run: {error}"));
+            return Ok(done);
+        }
         let (entries, _) = self.slots.all()?;
         for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
             let uuid = entry.object.uuid();
@@ -275,6 +273,10 @@ impl Inner {
         let mut found = Vec::new();
         let mut trouble =
             |severity, reason, message: String| found.push(Trouble { severity, reason, message });
+        if let Err(error) = self.devices.below() {
+            trouble(Severity::Inaccessible, "PoolNeedsRepair", error.to_string());
+            return Ok(found);
+        }
         let status = self.status()?;
         if let Err(error) = status.check() {
             let severity =
