@@ -162,6 +162,7 @@ fn main() {
         overcommit_percent: 10_000,
         freeze_limit: Duration::from_secs(30),
         templates: 4,
+        extend: None,
     };
     let pool = ThinPool::open(settings, Role::Both, None, commands, Some(minder)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -137,6 +137,10 @@ impl ConfiguredPool {
             overcommit_percent: self.config.overcommit_percent,
             freeze_limit: self.config.freeze_limit,
             templates: usize::try_from(self.config.templates).unwrap_or(usize::MAX),
+            extend: self
+                .config
+                .extend
+                .map(|(at_percent, by_percent)| thin::Extend { at_percent, by_percent }),
         };
         let (commands, minder, role) = (Arc::clone(&self.commands), self.minder.clone(), self.role);
         let pool = blocking(move || ThinPool::open(settings, role, expected, commands, minder));
@@ -283,6 +287,7 @@ impl App {
             self.node.check_pools().await?;
         }
         let engine = Some(self.engine).filter(|_| self.mode.controller());
+        engine.iter().for_each(Engine::guard);
         let services = Services {
             driver_name: self.config.driver_name.clone(),
             topology: Topology::new(&self.config.driver_name, &self.config.node_id),
@@ -373,7 +378,7 @@ async fn facts_of(pool: &dyn Pool, kernel: &dyn Kernel) -> Result<Facts> {
     for volume in &listing.volumes {
         // Fullness is a matter of the pool, not of its books.
         let found =
-            pool.examine(volume).await?.into_iter().filter(|trouble| trouble.reason != "PoolNearlyFull");
+            pool.examine(volume).await?.into_iter().filter(|trouble| !trouble.reason.ends_with("NearlyFull"));
         troubles.extend(found.map(|trouble| (volume.id.to_string(), trouble.message)));
     }
     Ok(Facts { listing, devices, troubles })

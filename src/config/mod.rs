@@ -91,6 +91,8 @@ pub struct PoolConfig {
     pub freeze_limit: Duration,
     /// Most templates kept.
     pub templates: u32,
+    /// At which use, in per cent, a thin pool is extended, and by how much of its length.
+    pub extend: Option<(u32, u32)>,
 }
 
 /// Where a pool is.
@@ -313,8 +315,15 @@ fn read_pool(reader: &mut Reader) -> Option<PoolConfig> {
             reader.required("path").map(|path| Place::File(reader.absolute("path", path)))
         }
     };
+    let extend = if matches!(place, Some(Place::Lvm { .. })) { read_extend(reader) } else { None };
     let settings = read_pool_settings(reader);
-    Some(PoolConfig { name: name?, place: place?, ..settings? })
+    Some(PoolConfig { name: name?, place: place?, extend, ..settings? })
+}
+
+fn read_extend(reader: &mut Reader) -> Option<(u32, u32)> {
+    let at = reader.number("extend_at_percent", 0, 0, 95);
+    let by = reader.number("extend_by_percent", 20, 1, 1000);
+    Some((at, by)).filter(|_| at > 0)
 }
 
 /// What has a default in every pool. The name and place are placeholders.
@@ -326,6 +335,7 @@ fn read_pool_settings(reader: &mut Reader) -> Option<PoolConfig> {
         overcommit_percent: reader.number("overcommit_percent", 100, 1, 10_000),
         freeze_limit: reader.duration("freeze_limit", Duration::from_secs(5), Duration::from_secs(60)),
         templates: reader.number("templates", 32, 0, 1024),
+        extend: None,
     })
 }
 
@@ -419,7 +429,7 @@ templates = 3
         let page = include_str!("../../docs/configuration.md").split("## Parameters").next().unwrap();
         let documented: Vec<_> =
             page.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
-        let lvm = "\nvg = ''\nthin_pool = ''\ndevice = ''";
+        let lvm = "\nvg = ''\nthin_pool = ''\ndevice = ''\nextend_at_percent = 0\nextend_by_percent = 0";
         let full = FULL.replace("\npath = '/p'", &format!("\npath = '/p'{lvm}"));
         let known: Vec<_> = full.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
         assert_eq!(documented, known);

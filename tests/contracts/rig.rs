@@ -139,6 +139,7 @@ impl Rig {
             overcommit_percent: 1000,
             freeze_limit: Duration::from_secs(20),
             templates: 4,
+            extend: None,
         };
         let open = {
             let commands = Arc::clone(&commands);

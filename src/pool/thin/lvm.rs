@@ -56,6 +56,10 @@ struct Line {
     lv_attr: String,
     segtype: String,
     zero: String,
+    /// In bytes.
+    lv_size: String,
+    /// The pool that it lies in.
+    pool_lv: String,
 }
 
 #[derive(Deserialize)]
@@ -98,8 +102,9 @@ fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<
 
 /// Every logical volume of the group, hidden ones too.
 fn report(place: &Group, commands: &Commands) -> Result<Vec<Line>> {
-    let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero";
-    let arguments = ["lvs", "-a", "--reportformat", "json", "-o", fields, "--", &place.vg];
+    let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero,lv_size,pool_lv";
+    let arguments =
+        ["lvs", "-a", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", &place.vg];
     let output = run(commands, AfterDeadline::Kill, &arguments)?;
     // Warnings may come before it.
     let json = output.find('{').map_or("", |start| &output[start..]);
@@ -163,7 +168,10 @@ pub(super) fn find(place: &Group, mapper: &Mapper, commands: &Commands, role: Ro
             "{place} does not run{why}; lvchange -ay {place} starts it, lvconvert --repair {place} repairs its metadata"
         )
     };
+    let tenants = lines.iter().filter(|line| line.pool_lv == place.thin_pool);
+    let foreign = tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect();
     Ok(Found {
+        foreign,
         below: below.map(|info| (info.name, info.number)).ok_or_else(stopped),
         records: Device {
             name: records.name,

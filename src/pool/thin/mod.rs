@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
     Turn,
+    fill::Fill,
     record::{Snapshot, Volume},
     templates::Templates,
 };
@@ -35,6 +36,7 @@ use crate::{
 
 mod below;
 mod block;
+mod care;
 mod devices;
 mod flush;
 mod header;
@@ -47,6 +49,7 @@ mod slots;
 mod templates;
 
 pub use block::{extend as extend_disk, init as init_disk, repair};
+pub use care::Extend;
 pub use lvm::{Group, extend as extend_group, init as init_group};
 pub use place::{Place, adopt, identify, stop};
 
@@ -70,6 +73,8 @@ pub struct Settings {
     pub freeze_limit: Duration,
     /// Most filesystem templates kept.
     pub templates: usize,
+    /// When it is extended, by itself.
+    pub extend: Option<Extend>,
 }
 
 /// A thin pool. Clones share it.
@@ -93,6 +98,9 @@ struct Inner {
     template_thins: Mutex<Thins>,
     /// Deleting holds the pool: one at a time.
     deleting: Mutex<()>,
+    extending: Mutex<()>,
+    /// Lengths of the thin volumes of LVM in the pool.
+    foreign: Vec<Bytes>,
     _locks: Vec<ByteLock>,
 }
 
@@ -145,6 +153,8 @@ impl ThinPool {
             minder,
             thins: Mutex::new(thins),
             deleting: Mutex::default(),
+            extending: Mutex::default(),
+            foreign: found.foreign,
             _locks: locks,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -201,8 +211,8 @@ impl Inner {
     }
 
     fn grow_volume(&self, volume: &Volume) -> Result<()> {
-        self.check()?;
-        let (entry, _) = self.ready_volume(volume.id)?;
+        let (entry, before) = self.ready_volume(volume.id)?;
+        self.admit(volume.size.minus(before.size))?;
         self.slots.put(entry.thin, Stage::Ready, Object::Volume(volume.clone()))?;
         self.devices.resize(volume.id.uuid, entry.thin, volume.size)
     }
@@ -283,12 +293,7 @@ impl Inner {
                 if status.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
             trouble(severity, "PoolNeedsRepair", error.to_string());
         }
-        for (what, amount) in [("data", status.data), ("metadata", status.metadata)] {
-            if amount.used > amount.total.percent(90) {
-                let message = format!("{what} of the pool: {} of {} are used", amount.used, amount.total);
-                trouble(Severity::Degraded, "PoolNearlyFull", message);
-            }
-        }
+        found.extend(status.fills().iter().filter_map(Fill::trouble));
         Ok(found)
     }
 }
@@ -305,6 +310,18 @@ impl Pool for ThinPool {
 
     async fn capacity(&self) -> Result<Capacity> {
         self.run(Inner::capacity).await
+    }
+
+    async fn fills(&self) -> Result<Vec<Fill>> {
+        self.run(|inner| Ok(inner.status()?.fills().to_vec())).await
+    }
+
+    async fn tend(&self) -> Result<()> {
+        self.run(Inner::tend).await
+    }
+
+    async fn changed(&self) {
+        care::event().await;
     }
 
     async fn list(&self) -> Result<Listing> {

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{
     Inner,
     below::{self, Made},
+    care::length_of,
     slots::{Entry, Object, Stage},
 };
 use crate::{
@@ -49,7 +50,7 @@ impl Inner {
 
     /// Makes a thin device for an object: the intent is recorded first, so that nothing is left that no record knows.
     pub(super) fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
-        self.check()?.check_metadata()?;
+        self.admit(length_of(object))?;
         let (mapper, (pool, _)) = (&self.devices.mapper, self.devices.below()?);
         // A number that is taken stays so: it is somebody's, and nobody's record says whose.
         for _attempt in 0..64 {

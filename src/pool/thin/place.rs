@@ -56,6 +56,8 @@ pub(super) struct Found {
     pub(super) records: Device,
     /// The thin pool, or why it does not run: its records can be read all the same.
     pub(super) below: std::result::Result<(String, DeviceNumber), String>,
+    /// Lengths of the thin volumes of LVM in the pool.
+    pub(super) foreign: Vec<Bytes>,
 }
 
 impl Found {

@@ -191,6 +191,12 @@ impl Slots {
         Ok((entries.cloned().collect(), known.damaged.clone()))
     }
 
+    /// Something of each object that is known.
+    pub(super) fn map<T>(&self, of: impl Fn(&Entry) -> T) -> Vec<T> {
+        let known = self.known();
+        known.places.values().filter_map(|place| place.entry.as_ref()).map(|(_, entry)| of(entry)).collect()
+    }
+
     /// What is recorded of an object, read afresh.
     pub(super) fn find(&self, uuid: Uuid) -> Result<Option<Entry>> {
         let place = self.known().places.get(&uuid).map(|place| place.index);
