@@ -9,10 +9,10 @@ mod block;
 mod disk;
 #[path = "../support/group.rs"]
 mod group;
+mod guardian;
 mod kills;
 mod recovery;
 #[path = "../support/requests.rs"]
-#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod requests;
 #[path = "../kernel/rig.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
