@@ -166,8 +166,6 @@ async fn damaged_metadata_is_seen_before_it_is_used_and_repaired() {
     let refused = daemon.controller.create_volume(create_with("new", 64 * MIB, &how)).await;
     assert!(check(refused, Code::Unavailable).contains("pool repair"));
     daemon.kill();
-    lagan(&ground, &["pool", "repair", "--device", disk.node], false);
-    lagan(&ground, &["pool", "stop", "--device", disk.node], true);
     lagan(&ground, &["pool", "repair", "--device", disk.node], true);
 
     let mut daemon = ground.start().await;
