@@ -50,7 +50,7 @@ sanity-programs:
 test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine, as root: GUEST=trixie, FSTYPES="ext4 xfs btrfs"
 	@.ci/prepare vm $(VM_GUEST)
 	cargo build --release --locked
-	$(SUDO) tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel)
+	$(SUDO) tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
@@ -64,7 +64,7 @@ torture-vm: sanity-programs ## The same at every point: POINTS=all, or so many; 
 	@.ci/prepare build test vm $(VM_GUEST)
 	cargo build --release --locked
 	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
-		FSTYPES="$(or $(FSTYPES),ext4 xfs btrfs)" tests/vm/all $$(tests/vm/programs contracts thin kernel)
+		FSTYPES="$(or $(FSTYPES),ext4 xfs btrfs)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)
 	@.ci/prepare build

@@ -153,8 +153,9 @@ fn main() {
     let minder = Arc::new(Minder::start().unwrap());
     let commands = Arc::new(Commands::find());
     group::ensure(4096);
-    let place = thin::Place { vg: VG.into(), thin_pool: POOL.into() };
-    thin::init(&place, "bench", &commands).unwrap();
+    let group = thin::Group { vg: VG.into(), thin_pool: POOL.into() };
+    thin::init_group(&group, "bench", &commands).unwrap();
+    let place = thin::Place::Lvm(group);
     let settings = thin::Settings {
         place,
         machine: "bench".into(),
@@ -162,6 +163,7 @@ fn main() {
         overcommit_percent: 10_000,
         freeze_limit: Duration::from_secs(30),
         templates: 4,
+        extend: None,
     };
     let pool = ThinPool::open(settings, Role::Both, None, commands, Some(minder)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

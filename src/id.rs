@@ -37,6 +37,12 @@ impl PoolId {
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
+
+    /// The uuid that it is.
+    #[must_use]
+    pub const fn uuid(self) -> Uuid {
+        self.0
+    }
 }
 
 impl fmt::Display for PoolId {

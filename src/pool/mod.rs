@@ -22,6 +22,7 @@ pub use crate::sys::file::Sharing;
 
 pub mod fake;
 pub mod file;
+pub mod fill;
 pub mod format;
 mod identity;
 pub mod record;
@@ -29,6 +30,7 @@ pub mod set;
 mod templates;
 pub mod thin;
 
+use fill::Fill;
 use record::{Snapshot, Volume};
 
 /// In which roles a process opens a pool. Each role has at most one process a pool.
@@ -204,6 +206,22 @@ pub trait Pool: Send + Sync {
 
     /// Room in the pool. Cheap: asked before every creation.
     async fn capacity(&self) -> Result<Capacity>;
+
+    /// How full each part of the pool is.
+    async fn fills(&self) -> Result<Vec<Fill>> {
+        let Capacity { total, free, .. } = self.capacity().await?;
+        Ok(vec![Fill { part: fill::Part::Data, used: total.minus(free), total }])
+    }
+
+    /// Does what the configuration wants done before the pool is full. Fine where that is nothing.
+    async fn tend(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until the system below says that something has changed in the pool; for ever where it says nothing.
+    async fn changed(&self) {
+        std::future::pending().await
+    }
 
     /// Everything in the pool: a complete listing, or an error.
     async fn list(&self) -> Result<Listing>;

@@ -43,6 +43,8 @@ pub(crate) enum Kind {
     On(&'static str),
     /// A thin pool of LVM, by the names of group and pool: made once, and emptied by each test.
     Lvm(&'static str, &'static str),
+    /// A disk of its own, prepared before.
+    Block(&'static str),
 }
 
 pub(crate) struct Ground {
@@ -74,7 +76,7 @@ impl Ground {
         }
         let pool_settings = "overcommit_percent = 10000\n".to_owned();
         let disk = match kind {
-            Kind::Image | Kind::Lvm(..) => None,
+            Kind::Image | Kind::Lvm(..) | Kind::Block(_) => None,
             Kind::On(filesystem) => Some(Disk::new(&root, filesystem, mib)),
         };
         let (http, settings) = ("off", String::new());
@@ -84,6 +86,7 @@ impl Ground {
             Kind::Image => ground.lagan(&["pool", "init", &pool, "--image", &size]),
             Kind::On(_) => ground.lagan(&["pool", "init", &pool]),
             Kind::Lvm(vg, thin) => ground.lagan(&["pool", "init", "--lvm", &format!("{vg}/{thin}")]),
+            Kind::Block(_) => return ground,
         };
         let again =
             matches!(kind, Kind::Lvm(..)) && String::from_utf8_lossy(&made.stderr).contains("one already");
@@ -93,7 +96,7 @@ impl Ground {
 
     pub(crate) fn pool(&self) -> PathBuf {
         match self.kind {
-            Kind::Image | Kind::Lvm(..) => self.root.join("pool"),
+            Kind::Image | Kind::Lvm(..) | Kind::Block(_) => self.root.join("pool"),
             Kind::On(_) => self.root.join("disk/pool"),
         }
     }
@@ -102,7 +105,7 @@ impl Ground {
     pub(crate) fn volumes(&self) -> PathBuf {
         match self.kind {
             Kind::Image => self.pool().join("fs/volumes"),
-            Kind::On(_) | Kind::Lvm(..) => self.pool().join("volumes"),
+            Kind::On(_) | Kind::Lvm(..) | Kind::Block(_) => self.pool().join("volumes"),
         }
     }
 
@@ -118,6 +121,7 @@ impl Ground {
         let root = text(&self.root);
         let place = match self.kind {
             Kind::Lvm(vg, thin) => format!("kind = \"lvm\"\nvg = \"{vg}\"\nthin_pool = \"{thin}\""),
+            Kind::Block(device) => format!("kind = \"block\"\ndevice = \"{device}\""),
             _ => format!("kind = \"file\"\npath = \"{}\"", text(&self.pool())),
         };
         let config = format!(

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Trouble, Turn,
+    fill::{Fill, Part},
     record::{Snapshot, Volume},
 };
 use crate::{
@@ -310,14 +311,8 @@ impl Inner {
                 message: error.to_string(),
             });
         }
-        let capacity = self.capacity()?;
-        if capacity.free < capacity.reserve {
-            found.push(Trouble {
-                severity: Severity::Degraded,
-                reason: "PoolNearlyFull",
-                message: format!("{} of {} are free in the pool", capacity.free, capacity.total),
-            });
-        }
+        let Capacity { total, free, .. } = self.capacity()?;
+        found.extend(Fill { part: Part::Data, used: total.minus(free), total }.trouble());
         Ok(found)
     }
 }

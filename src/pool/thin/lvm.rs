@@ -1,24 +1,25 @@
 //! Where a thin pool of LVM is, and how one is prepared. LVM runs here and nowhere else: one report at the start, and what
 //! a person asks for.
 
-use std::{fs::File, time::Duration};
+use std::{fmt, time::Duration};
 
 use serde::Deserialize;
 
 use super::{
-    Place, below,
-    slots::{Header, Slots},
+    below,
+    header::Header,
+    place::{Device, Found, open_mapper},
+    slots::Slots,
     tenants,
 };
 use crate::{
+    bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
-    id::{PoolId, VolumeId},
-    pool::{Role, Sharing, byte_of},
+    id::PoolId,
+    pool::Role,
     sys::{
         cmd::{AfterDeadline, Commands, Tool},
-        device::DeviceNumber,
-        dm::{self, Mapper},
-        file::ByteLock,
+        dm::{Info, Mapper},
     },
 };
 
@@ -26,73 +27,24 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Length of the device of records: room for 8,000 volumes and snapshots.
 const RECORDS: &str = "64m";
+/// How long a person or the guardian waits for the pool to be extended; the command goes on in any case.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
 /// Nobody to wait for (udev may not be there, and nodes are ours), nothing to write beside the volume group.
 const CONFIG: &str = "backup{backup=0 archive=0} activation{monitoring=0 udev_sync=0 udev_rules=0 \
                       verify_udev_operations=1}";
 
-/// A device of the pool's own that LVM made.
+/// A thin pool in a volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Device {
-    /// Its name for device-mapper.
-    name: String,
-    number: DeviceNumber,
-    what: String,
+pub struct Group {
+    /// The volume group.
+    pub vg: String,
+    /// The thin pool in it.
+    pub thin_pool: String,
 }
 
-/// A pool that was found.
-#[derive(Debug)]
-pub(super) struct Found {
-    /// The device of records.
-    pub(super) records: Device,
-    /// The thin pool.
-    pub(super) below: (String, DeviceNumber),
-    /// What goes with the pool: the device of records, and the anchor where it is active.
-    pub(super) beside: Vec<DeviceNumber>,
-    /// Every logical volume that it is made of.
-    pub(super) parts: Vec<Line>,
-}
-
-impl Found {
-    /// The pool's header.
-    pub(super) fn header(&self) -> Result<Header> {
-        Slots::header(&self.records.open()?)?.ok_or_else(|| {
-            let what = format!(
-                "{} holds no records: `lagan pool init` was never run, or they are lost",
-                self.records.what
-            );
-            Error::new(ErrorKind::Unavailable, what)
-        })
-    }
-}
-
-impl Device {
-    pub(super) fn open(&self) -> Result<File> {
-        let what = || format!("open {}", self.what);
-        let mapper = Mapper::open().doing(|| "open device-mapper")?;
-        let info = mapper.info(&self.name).doing(what)?.filter(|info| info.number == self.number);
-        let info =
-            info.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("{}: it is gone", what())))?;
-        if info.suspended {
-            let what = format!("{}: it stands still: dmsetup resume {}", what(), self.name);
-            return Err(Error::new(ErrorKind::Unavailable, what));
-        }
-        dm::open(&info).doing(what)
-    }
-
-    /// Takes the locks of a role. `Busy` where another process serves the pool.
-    pub(super) fn lock(&self, role: Role) -> Result<Vec<ByteLock>> {
-        let busy = |name: &str| format!("the pool is served by another {name} process: stop that one first");
-        role.locks().map(|(byte, name)| self.lock_byte(byte, Sharing::Alone, || busy(name))).collect()
-    }
-
-    /// Takes a volume for one piece of work, against the other process that serves the pool.
-    pub(super) fn take_turn(&self, id: VolumeId, sharing: Sharing) -> Result<ByteLock> {
-        self.lock_byte(byte_of(id), sharing, || format!("another process is at work on volume {id}"))
-    }
-
-    fn lock_byte(&self, byte: i64, sharing: Sharing, busy: impl Fn() -> String) -> Result<ByteLock> {
-        let lock = ByteLock::try_take(self.open()?, byte, sharing).doing(|| format!("lock {}", self.what))?;
-        lock.ok_or_else(|| Error::new(ErrorKind::Busy, busy()))
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.vg, self.thin_pool)
     }
 }
 
@@ -105,6 +57,10 @@ pub(super) struct Line {
     lv_attr: String,
     segtype: String,
     zero: String,
+    /// In bytes.
+    lv_size: String,
+    /// The pool that it lies in.
+    pool_lv: String,
 }
 
 #[derive(Deserialize)]
@@ -125,11 +81,11 @@ impl Line {
     }
 }
 
-fn records_of(place: &Place) -> String {
+fn records_of(place: &Group) -> String {
     format!("{}_lagan", place.thin_pool)
 }
 
-fn anchor_of(place: &Place) -> String {
+fn anchor_of(place: &Group) -> String {
     format!("{}_anchor", place.thin_pool)
 }
 
@@ -137,7 +93,8 @@ fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<
     let (command, rest) = arguments.split_first().unwrap_or((&"version", &[]));
     let config = CONFIG.to_owned() + &hide_tenants(commands)?;
     let arguments = [&[*command, "--config", &config], rest].concat();
-    let finished = commands.run(Tool::Lvm, &arguments, PATIENCE, after)?;
+    let patience = if after == AfterDeadline::Kill { PATIENCE } else { LONG_PATIENCE };
+    let finished = commands.run(Tool::Lvm, &arguments, patience, after)?;
     if finished.status.success() {
         return Ok(finished.output);
     }
@@ -157,9 +114,10 @@ fn hide_tenants(commands: &Commands) -> Result<String> {
 }
 
 /// Every logical volume of the group, hidden ones too.
-fn report(place: &Place, commands: &Commands) -> Result<Vec<Line>> {
-    let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero";
-    let arguments = ["lvs", "-a", "--reportformat", "json", "-o", fields, "--", &place.vg];
+fn report(place: &Group, commands: &Commands) -> Result<Vec<Line>> {
+    let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero,lv_size,pool_lv";
+    let arguments =
+        ["lvs", "-a", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", &place.vg];
     let output = run(commands, AfterDeadline::Kill, &arguments)?;
     // Warnings may come before it.
     let json = output.find('{').map_or("", |start| &output[start..]);
@@ -172,17 +130,16 @@ fn report(place: &Place, commands: &Commands) -> Result<Vec<Line>> {
 }
 
 /// Whether a logical volume is the pool, a part of it, or one of ours beside it.
-fn belongs(place: &Place, line: &Line) -> bool {
+fn belongs(place: &Group, line: &Line) -> bool {
     let (name, pool) = (line.lv_name.trim_matches(['[', ']']), &place.thin_pool);
     let part_of = |whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.starts_with('_'));
-    let whole =
-        [pool.clone(), format!("{pool}_tdata"), format!("{pool}_tmeta"), records_of(place), anchor_of(place)];
-    whole.iter().any(|whole| name == whole) || whole[1..].iter().any(|whole| part_of(whole))
+    let parts = [format!("{pool}_tdata"), format!("{pool}_tmeta"), records_of(place), anchor_of(place)];
+    name == pool || parts.iter().any(|part| name == part || part_of(part))
 }
 
 /// Has LVM load what it has agreed upon into the devices of the pool.
-pub(super) fn refresh(place: &Place, commands: &Commands) -> Result<()> {
-    let pool = format!("{}/{}", place.vg, place.thin_pool);
+pub(super) fn refresh(place: &Group, commands: &Commands) -> Result<()> {
+    let pool = place.to_string();
     run(commands, AfterDeadline::LeaveRunning, &["lvchange", "--refresh", "--", &pool]).map(drop)
 }
 
@@ -194,7 +151,7 @@ fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
 ///
 /// # Errors
 /// `Unavailable` where the group, the pool or its records are not there.
-pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
+pub(super) fn find(place: &Group, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
     let lines = report(place, commands)?;
     let missing = |name: &str| {
         let what = format!(
@@ -206,43 +163,54 @@ pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Ro
     let (records, anchor) = (records_of(place), anchor_of(place));
     let pool = line_of(&lines, &place.thin_pool).ok_or_else(|| missing(&place.thin_pool))?;
     let record = line_of(&lines, &records).ok_or_else(|| missing(&records))?;
-    let look = || -> Result<Option<Found>> {
-        let what = || "look for the devices of the pool";
-        let below = match mapper.find(&pool.uuid("-tpool")).doing(what)? {
-            None => mapper.find(&pool.uuid("")).doing(what)?,
-            found => found,
-        };
-        let found = below.zip(mapper.find(&record.uuid("")).doing(what)?);
-        let anchor = match line_of(&lines, &anchor) {
-            Some(anchor) => mapper.find(&anchor.uuid("")).doing(what)?,
-            None => None,
-        };
-        Ok(found.map(|(below, records)| Found {
-            below: (below.name, below.number),
-            beside: [Some(records.number), anchor.map(|anchor| anchor.number)]
-                .into_iter()
-                .flatten()
-                .collect(),
-            parts: lines.iter().filter(|line| belongs(place, line)).cloned().collect(),
-            records: Device {
-                name: records.name,
-                number: records.number,
-                what: format!("the records of {}/{}", place.vg, place.thin_pool),
-            },
-        }))
+    let look = |line: &Line, layers: &[&str]| -> Result<Option<Info>> {
+        let mut found = layers.iter().map(|layer| mapper.find(&line.uuid(layer)));
+        let found = found.find_map(|info| info.transpose()).transpose();
+        found.doing(|| format!("look for the device of {}", line.lv_name))
     };
-    if let Some(found) = look()? {
-        return Ok(found);
+    let activate = |name: &str| {
+        let full = format!("{}/{name}", place.vg);
+        run(commands, AfterDeadline::LeaveRunning, &["lvchange", "-ay", "-K", "--", &full])
+    };
+    let mut records = look(record, &[""])?;
+    if records.is_none() && role != Role::Observer {
+        activate(&records_of(place))?;
+        records = look(record, &[""])?;
     }
-    if role != Role::Observer {
-        for name in [&anchor, &records] {
-            let full = format!("{}/{name}", place.vg);
-            run(commands, AfterDeadline::LeaveRunning, &["lvchange", "-ay", "-K", "--", &full])?;
-        }
-    }
-    look()?.ok_or_else(|| {
-        let what = format!("{}/{} is not active: lvchange -ay {0}", place.vg, place.thin_pool);
+    let inactive = || {
+        let what = format!("{}/{} is not active", place.vg, records_of(place));
         Error::new(ErrorKind::Unavailable, what)
+    };
+    let records = records.ok_or_else(inactive)?;
+    // With an LV in it the pool is a layer of its own; its anchor makes it one.
+    let layers = ["-tpool", ""];
+    let mut below = look(pool, &layers)?;
+    let mut why = String::new();
+    if below.is_none() && role != Role::Observer {
+        why = activate(&anchor).err().map(|error| format!(": {error}")).unwrap_or_default();
+        below = look(pool, &layers)?;
+    }
+    let stopped = || {
+        format!(
+            "{place} does not run{why}; lvchange -ay {place} starts it, lvconvert --repair {place} repairs its metadata"
+        )
+    };
+    let anchor = match line_of(&lines, &anchor) {
+        Some(anchor) => look(anchor, &[""])?.map(|info| info.number),
+        None => None,
+    };
+    let tenants = lines.iter().filter(|line| line.pool_lv == place.thin_pool);
+    let foreign = tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect();
+    Ok(Found {
+        foreign,
+        beside: [Some(records.number), anchor].into_iter().flatten().collect(),
+        parts: lines.iter().filter(|line| belongs(place, line)).cloned().collect(),
+        below: below.map(|info| (info.name, info.number)).ok_or_else(stopped),
+        records: Device {
+            name: records.name,
+            number: records.number,
+            what: format!("the records of {place}"),
+        },
     })
 }
 
@@ -250,7 +218,7 @@ pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Ro
 ///
 /// # Errors
 /// `Mismatch` where there is one already; `Invalid` where the thin pool does not do; those of LVM.
-pub fn init(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId> {
+pub fn init(place: &Group, machine: &str, commands: &Commands) -> Result<PoolId> {
     let what = || format!("make a pool of {}/{}", place.vg, place.thin_pool);
     let lines = report(place, commands)?;
     let pool = line_of(&lines, &place.thin_pool).filter(|pool| pool.lv_attr.starts_with('t'));
@@ -282,10 +250,11 @@ pub fn init(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId>
         change(&["lvcreate", "-y", "-n", &anchor, "-V", "4m", "--thinpool", &full])?;
     }
     change(&["lvchange", "--addtag", "lagan", "--", &full])?;
-    let mapper = Mapper::open().doing(|| "open device-mapper")?;
+    let mapper = open_mapper()?;
     let found = find(place, &mapper, commands, Role::Both)?;
-    let header = Slots::new_header(machine);
-    if below::create(&mapper, &found.below.0, below::FIRST)? == below::Made::Taken {
+    let (below, _) = found.below.map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
+    let header = Header::new(machine, None);
+    if below::create(&mapper, &below, below::FIRST)? == below::Made::Taken {
         let what = format!(
             "{}: it holds thin devices of an earlier pool whose records are gone; nothing was changed in them",
             what()
@@ -296,26 +265,23 @@ pub fn init(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId>
     Ok(header.id)
 }
 
-/// Makes this machine the one that serves the pool. No process may be serving it.
+/// Makes the data or the metadata of a pool longer, from what the volume group has free. The pool may be in use. Nothing
+/// kills the command: it would leave the pool standing still.
 ///
 /// # Errors
-/// `Busy` where it is served; `Unavailable` where there is no pool.
-pub fn adopt(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId> {
-    let mapper = Mapper::open().doing(|| "open device-mapper")?;
-    let found = find(place, &mapper, commands, Role::Both)?;
-    let _locks = found.records.lock(Role::Both)?;
-    let header = Header { machine: machine.to_owned(), ..found.header()? };
-    let id = header.id;
-    Slots::set_header(&found.records.open()?, header)?;
-    Ok(id)
-}
-
-/// The identity of a pool, and the machine that it belongs to; nothing is changed.
-///
-/// # Errors
-/// `Unavailable` where there is none.
-pub fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> {
-    let mapper = Mapper::open().doing(|| "open device-mapper")?;
-    let header = find(place, &mapper, commands, Role::Observer)?.header()?;
-    Ok((header.id, header.machine))
+/// What LVM says against it.
+pub fn extend(
+    place: &Group,
+    data: Option<Bytes>,
+    metadata: Option<Bytes>,
+    commands: &Commands,
+) -> Result<()> {
+    // Metadata first: more data needs more of it.
+    for (option, by) in [("--poolmetadatasize", metadata), ("-L", data)] {
+        if let Some(by) = by {
+            let (by, pool) = (format!("+{}b", by.get()), place.to_string());
+            run(commands, AfterDeadline::LeaveRunning, &["lvextend", option, &by, "--", &pool])?;
+        }
+    }
+    Ok(())
 }

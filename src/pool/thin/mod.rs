@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
     Turn,
+    fill::Fill,
     record::{Snapshot, Volume},
     templates::Templates,
 };
@@ -28,7 +29,6 @@ use crate::{
     sys::{
         cmd::Commands,
         device::DeviceNumber,
-        dm::Mapper,
         file::ByteLock,
         minder::Minder,
         superblock::{self, Contents},
@@ -36,31 +36,30 @@ use crate::{
 };
 
 mod below;
+mod block;
+mod care;
 mod devices;
 mod flush;
+mod header;
+mod layout;
 mod lvm;
 mod mend;
 mod objects;
 mod pause;
+mod place;
 mod slots;
 mod templates;
 mod tenants;
 
-pub use lvm::{adopt, identify, init};
+pub use block::{extend as extend_disk, init as init_disk, repair};
+pub use care::Extend;
+pub use lvm::{Group, extend as extend_group, init as init_group};
+pub use place::{Place, adopt, identify, stop};
 
 use below::{Mode, Status};
 use devices::Devices;
 use slots::{Entry, Object, Slots, Stage};
 use templates::Thins;
-
-/// Where a pool is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The volume group.
-    pub vg: String,
-    /// The thin pool in it.
-    pub thin_pool: String,
-}
 
 /// How a thin pool is to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +76,8 @@ pub struct Settings {
     pub freeze_limit: Duration,
     /// Most filesystem templates kept.
     pub templates: usize,
+    /// When it is extended, by itself.
+    pub extend: Option<Extend>,
 }
 
 /// A thin pool. Clones share it.
@@ -89,7 +90,7 @@ pub struct ThinPool {
 struct Inner {
     id: PoolId,
     settings: Settings,
-    records: lvm::Device,
+    records: place::Device,
     slots: Slots,
     devices: Devices,
     commands: Arc<Commands>,
@@ -100,6 +101,9 @@ struct Inner {
     template_thins: Mutex<Thins>,
     /// Deleting holds the pool: one at a time.
     deleting: Mutex<()>,
+    extending: Mutex<()>,
+    /// Lengths of the thin volumes of LVM in the pool.
+    foreign: Vec<Bytes>,
     _locks: Vec<ByteLock>,
 }
 
@@ -116,13 +120,11 @@ impl ThinPool {
         commands: Arc<Commands>,
         minder: Option<Arc<Minder>>,
     ) -> Result<Self> {
-        let mapper = Mapper::open()
-            .map_err(|error| Error::io("open device-mapper (is the module dm_mod there?)", error))
-            .map_err(|error| error.as_kind(ErrorKind::Unavailable))?;
-        let found = lvm::find(&settings.place, &mapper, &commands, role)?;
+        let mapper = place::open_mapper()?;
+        let found = place::find(&settings.place, &mapper, &commands, role)?;
         let header = found.header()?;
         let refuse = |reason: String| {
-            let what = format!("pool {}/{}: {reason}", settings.place.vg, settings.place.thin_pool);
+            let what = format!("pool {}: {reason}", settings.place);
             Err(Error::new(ErrorKind::Unavailable, what))
         };
         if let Some(expected) = expected.filter(|expected| *expected != header.id) {
@@ -135,14 +137,14 @@ impl ThinPool {
             ));
         }
         let locks = found.records.lock(role)?;
-        if role.changes() {
-            for done in mend::mend(&settings.place, &found.parts, &mapper, &commands)? {
+        if let (Place::Lvm(group), true) = (&settings.place, role.changes()) {
+            for done in mend::mend(group, &found.parts, &mapper, &commands)? {
                 tracing::warn!(done, "left by a command of LVM that was killed");
             }
         }
         let devices = Devices::new(mapper, header.id, found.below);
         let slots = Slots::open(found.records.open()?, role.changes())?;
-        if role != Role::Observer {
+        if role != Role::Observer && devices.below().is_ok() {
             devices.keep(below::FIRST, &found.beside)?;
         }
         let thins = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
@@ -159,6 +161,8 @@ impl ThinPool {
             minder,
             thins: Mutex::new(thins),
             deleting: Mutex::default(),
+            extending: Mutex::default(),
+            foreign: found.foreign,
             _locks: locks,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -175,7 +179,7 @@ impl ThinPool {
 
 impl Inner {
     fn status(&self) -> Result<Status> {
-        Status::read(&self.devices.mapper, &self.devices.below.0)
+        Status::read(&self.devices.mapper, self.devices.below()?.0)
     }
 
     /// Refuses changes that could not be finished.
@@ -215,8 +219,8 @@ impl Inner {
     }
 
     fn grow_volume(&self, volume: &Volume) -> Result<()> {
-        self.check()?;
-        let (entry, _) = self.ready_volume(volume.id)?;
+        let (entry, before) = self.ready_volume(volume.id)?;
+        self.admit(volume.size.minus(before.size))?;
         self.slots.put(entry.thin, Stage::Ready, Object::Volume(volume.clone()))?;
         self.devices.resize(volume.id.uuid, entry.thin, volume.size)
     }
@@ -237,6 +241,10 @@ impl Inner {
     /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
     fn recover(&self) -> Result<Vec<String>> {
         let mut done = self.devices.sweep()?;
+        if let Err(error) = self.devices.below() {
+            done.push(format!("left as it is, since the thin pool does not run: {error}"));
+            return Ok(done);
+        }
         let (entries, _) = self.slots.all()?;
         for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
             let uuid = entry.object.uuid();
@@ -283,18 +291,17 @@ impl Inner {
         let mut found = Vec::new();
         let mut trouble =
             |severity, reason, message: String| found.push(Trouble { severity, reason, message });
+        if let Err(error) = self.devices.below() {
+            trouble(Severity::Inaccessible, "PoolNeedsRepair", error.to_string());
+            return Ok(found);
+        }
         let status = self.status()?;
         if let Err(error) = status.check() {
             let severity =
                 if status.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
             trouble(severity, "PoolNeedsRepair", error.to_string());
         }
-        for (what, amount) in [("data", status.data), ("metadata", status.metadata)] {
-            if amount.used > amount.total.percent(90) {
-                let message = format!("{what} of the pool: {} of {} are used", amount.used, amount.total);
-                trouble(Severity::Degraded, "PoolNearlyFull", message);
-            }
-        }
+        found.extend(status.fills().iter().filter_map(Fill::trouble));
         Ok(found)
     }
 }
@@ -311,6 +318,18 @@ impl Pool for ThinPool {
 
     async fn capacity(&self) -> Result<Capacity> {
         self.run(Inner::capacity).await
+    }
+
+    async fn fills(&self) -> Result<Vec<Fill>> {
+        self.run(|inner| Ok(inner.status()?.fills().to_vec())).await
+    }
+
+    async fn tend(&self) -> Result<()> {
+        self.run(Inner::tend).await
+    }
+
+    async fn changed(&self) {
+        care::event().await;
     }
 
     async fn list(&self) -> Result<Listing> {

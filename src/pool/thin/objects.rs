@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{
     Inner,
     below::{self, Made},
+    care::length_of,
     slots::{Entry, Object, Stage},
 };
 use crate::{
@@ -49,8 +50,8 @@ impl Inner {
 
     /// Makes a thin device for an object: the intent is recorded first, so that nothing is left that no record knows.
     pub(super) fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
-        self.check()?.check_metadata()?;
-        let (mapper, pool) = (&self.devices.mapper, &self.devices.below.0);
+        self.admit(length_of(object))?;
+        let (mapper, (pool, _)) = (&self.devices.mapper, self.devices.below()?);
         // A number that is taken stays so: it is somebody's, and nobody's record says whose.
         for _attempt in 0..64 {
             let thin = self.take_number()?;
@@ -79,8 +80,7 @@ impl Inner {
 
     /// Takes back what was begun. What cannot be, the next start does.
     pub(super) fn unmake(&self, thin: u32, object: &Object, why: Error) -> Error {
-        let undone = below::delete(&self.devices.mapper, &self.devices.below.0, thin)
-            .and_then(|()| self.slots.forget(thin, object.clone()));
+        let undone = self.remove_thin(thin).and_then(|()| self.slots.forget(thin, object.clone()));
         match undone {
             Ok(()) => {
                 self.free_number(thin);
@@ -155,11 +155,15 @@ impl Inner {
         }
     }
 
+    fn remove_thin(&self, thin: u32) -> Result<()> {
+        below::delete(&self.devices.mapper, self.devices.below()?.0, thin)
+    }
+
     /// Removes an object whose devices are gone.
     pub(super) fn delete(&self, entry: Entry) -> Result<()> {
         self.slots.put(entry.thin, Stage::Removing, entry.object.clone())?;
         let one = self.deleting.lock().unwrap_or_else(PoisonError::into_inner);
-        below::delete(&self.devices.mapper, &self.devices.below.0, entry.thin)?;
+        self.remove_thin(entry.thin)?;
         drop(one);
         self.slots.forget(entry.thin, entry.object)?;
         self.free_number(entry.thin);
