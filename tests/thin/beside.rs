@@ -52,8 +52,8 @@ fn round(number: usize, content: &[u8], run: &dyn Fn(&[&str])) {
     run(&["lvremove", "-fy", &full(&name)]);
     run(&["lvremove", "-fy", &full(&moved)]);
     match number % 4 {
-        0 => run(&["lvextend", "-vvvv", "-y", "-L", "+4m", &pool]),
-        1 => run(&["lvextend", "-vvvv", "-y", "--poolmetadatasize", "+4m", &pool]),
+        0 => run(&["lvextend", "-y", "-L", "+4m", &pool]),
+        1 => run(&["lvextend", "-y", "--poolmetadatasize", "+4m", &pool]),
         _ => run(&["vgs", VG]),
     }
 }
