@@ -18,6 +18,7 @@ use crate::{
 
 pub mod accountant;
 mod grants;
+pub mod groups;
 pub mod health;
 mod index;
 pub mod locks;
