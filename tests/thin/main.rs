@@ -8,6 +8,8 @@
 mod disk;
 #[path = "../support/group.rs"]
 mod group;
+#[path = "../support/kill.rs"]
+mod kill;
 mod kills;
 mod recovery;
 #[path = "../support/requests.rs"]
