@@ -104,6 +104,7 @@ impl Ours {
                 block: true,
                 used: Bytes::ZERO,
                 created: Timestamp::now(),
+                group: None,
             };
             let cut = timed(&mut costs.snapshot, || {
                 self.runtime.block_on(self.pool.create_snapshot(&snapshot, &Arc::default())).unwrap()
@@ -152,7 +153,7 @@ fn main() {
     let minder = Arc::new(Minder::start().unwrap());
     let commands = Arc::new(Commands::find());
     group::ensure(4096);
-    let group = thin::Group { vg: VG.into(), thin_pool: POOL.into() };
+    let group = thin::VolumeGroup { vg: VG.into(), thin_pool: POOL.into() };
     thin::init_group(&group, "bench", &commands).unwrap();
     let place = thin::Place::Lvm(group);
     let settings = thin::Settings {

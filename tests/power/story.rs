@@ -98,6 +98,7 @@ async fn run(pool: &dyn Pool, step: Step, state: &State) -> State {
             let (volume, byte) = &state.volumes[&id];
             let snapshot = Snapshot {
                 id: SnapshotId::random(pool.id()),
+                group: None,
                 name: "s".into(),
                 volume: id,
                 size: volume.size,
