@@ -104,6 +104,7 @@ impl Ours {
                 block: true,
                 used: Bytes::ZERO,
                 created: Timestamp::now(),
+                group: None,
             };
             let cut = timed(&mut costs.snapshot, || {
                 self.runtime.block_on(self.pool.create_snapshot(&snapshot, &Arc::default())).unwrap()

@@ -160,6 +160,9 @@ impl Rig {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 let listing = pool.list().await.unwrap();
+                for group in listing.groups {
+                    pool.delete_group(group.id).await.unwrap();
+                }
                 for snapshot in listing.snapshots {
                     pool.delete_snapshot(snapshot.id).await.unwrap();
                 }
