@@ -9,7 +9,10 @@ mod crash;
 mod disk;
 mod formats;
 mod freeze;
+mod groups;
 mod growth;
+#[path = "../support/kill.rs"]
+mod kill;
 mod life;
 mod recovery;
 #[path = "../support/requests.rs"]

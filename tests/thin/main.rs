@@ -10,6 +10,8 @@ mod disk;
 #[path = "../support/group.rs"]
 mod group;
 mod guardian;
+#[path = "../support/kill.rs"]
+mod kill;
 mod kills;
 mod recovery;
 #[path = "../support/requests.rs"]
