@@ -30,6 +30,8 @@ use lagan::{
 mod disk;
 #[path = "../tests/support/group.rs"]
 mod group;
+#[path = "thin/sets.rs"]
+mod sets;
 
 use group::{POOL, VG, lvm};
 
@@ -179,6 +181,7 @@ fn main() {
     println!("kernel {}", lagan::sys::host::kernel_release());
     let few = ours.costs(15).medians();
     report(10, few, by_commands(5).medians());
+    sets::run(&ours);
     let mut made = Vec::new();
     for count in [1000, 4000] {
         made.extend((made.len()..count).map(|_| ours.create(None)));

@@ -2,13 +2,8 @@
 //! killed while it cuts them.
 
 use std::{
-    fs::{self, File},
-    os::unix::fs::FileExt,
+    fs,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -16,6 +11,7 @@ use lagan::proto::{VolumeGroupSnapshot, volume_capability::access_mode::Mode};
 use tonic::Code;
 
 use crate::{
+    counter::{Counter, said_by},
     crash::slow_ground,
     kill::kill_at,
     requests::{block, check, from_snapshot, group_of, ungroup},
@@ -23,47 +19,14 @@ use crate::{
     writer::Writer,
 };
 
-/// A program that counts in two places, always in the first one first.
-struct Counter {
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl Counter {
-    fn in_both(directories: [&str; 2]) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let files = directories.map(|it| File::create(Path::new(it).join("count")).unwrap());
-        let thread = std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || {
-                for count in 1_u64.. {
-                    for file in &files {
-                        file.write_all_at(&count.to_le_bytes(), 0).unwrap();
-                        file.sync_data().unwrap();
-                    }
-                    if stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                }
-            }
-        });
-        Self { stop, thread }
-    }
-
-    fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
-    }
-}
-
 /// What a restored snapshot says, mounted.
 async fn count_in(daemon: &mut Daemon, ground: &Ground, snapshot: &str, kind: &str) -> u64 {
     let id = daemon.copy("restored", from_snapshot(snapshot), &filesystem(kind)).await.volume_id;
     let target = daemon.show(ground, &id, "restored", &filesystem(kind)).await;
-    let count = fs::read(Path::new(&target).join("count")).unwrap();
+    let count = said_by(&Path::new(&target).join("count"));
     daemon.hide(ground, &id, "restored").await;
     daemon.delete(&id).await;
-    u64::from_le_bytes(count.try_into().unwrap())
+    count
 }
 
 fn member<'g>(group: &'g VolumeGroupSnapshot, volume: &str) -> &'g str {
@@ -97,7 +60,7 @@ async fn the_order_of_writes_is_never_broken() {
         let ground = Ground::new(place);
         let mut daemon = ground.start().await;
         let (ids, targets) = two(&mut daemon, &ground, kind).await;
-        let counter = Counter::in_both([&targets[0], &targets[1]]);
+        let counter = Counter::in_both(targets.each_ref().map(|it| Path::new(it).join("count")));
         let mut last = 0;
         for set in 0..sets {
             let group = daemon.group(&[&ids[0], &ids[1]], &format!("set {set}")).await.unwrap();
@@ -121,7 +84,7 @@ async fn a_node_of_its_own() {
     let mut node = ground.start_as("node", "node.sock").await;
     node.controller = controller.controller.clone();
     let (ids, targets) = two(&mut node, &ground, "ext4").await;
-    let counter = Counter::in_both([&targets[0], &targets[1]]);
+    let counter = Counter::in_both(targets.each_ref().map(|it| Path::new(it).join("count")));
     let group = controller.group(&[&ids[0], &ids[1]], "set").await.unwrap();
     let first = count_in(&mut node, &ground, member(&group, &ids[0]), "ext4").await;
     let second = count_in(&mut node, &ground, member(&group, &ids[1]), "ext4").await;

@@ -4,6 +4,8 @@
 
 mod commands;
 mod copies;
+#[path = "../support/counter.rs"]
+mod counter;
 mod crash;
 #[path = "../support/disk.rs"]
 mod disk;

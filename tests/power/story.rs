@@ -98,7 +98,6 @@ async fn run(pool: &dyn Pool, step: Step, state: &State) -> State {
             let (volume, byte) = &state.volumes[&id];
             let snapshot = Snapshot {
                 id: SnapshotId::random(pool.id()),
-                group: None,
                 name: "s".into(),
                 volume: id,
                 size: volume.size,
@@ -106,6 +105,7 @@ async fn run(pool: &dyn Pool, step: Step, state: &State) -> State {
                 block: volume.block,
                 used: Bytes::ZERO,
                 created: Timestamp::now(),
+                group: None,
             };
             let cut = pool.create_snapshot(&snapshot, &progress()).await.unwrap();
             after.snapshots.insert(cut.id, (cut, *byte));

@@ -1,4 +1,4 @@
-//! SIGKILL before a given system call.
+//! A process whose system calls are interfered with.
 
 use std::{
     fs,
@@ -8,11 +8,17 @@ use std::{
 
 use rustix::process::Pid;
 
-/// A tracer that kills a process before the `point`th of these system calls that one of its threads makes.
-#[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
+/// A tracer that kills a process before the `point`th system call of one of these kinds that one of its threads makes;
+/// each kind is counted for itself.
 pub(crate) fn kill_at(process: Pid, calls: &str, point: u32) -> Child {
+    interfere(process, calls, &format!("signal=SIGKILL:when={point}"))
+}
+
+/// A tracer that does as strace(1) says to these system calls of a process.
+#[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
+pub(crate) fn interfere(process: Pid, calls: &str, how: &str) -> Child {
     let pid = process.as_raw_nonzero().to_string();
-    let inject = format!("inject={calls}:signal=SIGKILL:when={point}");
+    let inject = format!("inject={calls}:{how}");
     let tracer = Command::new("strace")
         .args(["-f", "-qq", "-o", "/dev/null", "-p", &pid, "-e", &format!("trace={calls}"), "-e", &inject])
         .stdin(Stdio::null())

@@ -20,7 +20,7 @@ use crate::{
 /// The calls that change something: messages to device-mapper, records, flushes.
 const CHANGES: &str = "ioctl,pwrite64,fdatasync,fsync";
 /// How long a writer may be made to wait, in a machine that is emulated.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is done, and killed.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +108,7 @@ async fn remove(daemon: &mut Daemon, id: Option<String>) {
 }
 
 /// Which points are tried: all, or so many of each operation.
-fn is_tried(point: u32) -> bool {
+pub(crate) fn is_tried(point: u32) -> bool {
     match std::env::var("POINTS").unwrap_or_default().as_str() {
         "all" => true,
         "" => [2, 5].contains(&point),

@@ -4,11 +4,14 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
 mod block;
+#[path = "../support/counter.rs"]
+mod counter;
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
 #[path = "../support/group.rs"]
 mod group;
+mod groups;
 mod guardian;
 #[path = "../support/kill.rs"]
 mod kill;
