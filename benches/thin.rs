@@ -31,6 +31,8 @@ mod disk;
 #[path = "../tests/support/group.rs"]
 #[expect(dead_code, reason = "shared with tests")]
 mod group;
+#[path = "thin/sets.rs"]
+mod sets;
 
 use group::{POOL, VG, lvm};
 
@@ -105,6 +107,7 @@ impl Ours {
                 block: true,
                 used: Bytes::ZERO,
                 created: Timestamp::now(),
+                group: None,
             };
             let cut = timed(&mut costs.snapshot, || {
                 self.runtime.block_on(self.pool.create_snapshot(&snapshot, &Arc::default())).unwrap()
@@ -153,7 +156,7 @@ fn main() {
     let minder = Arc::new(Minder::start().unwrap());
     let commands = Arc::new(Commands::find());
     group::ensure(4096);
-    let group = thin::Group { vg: VG.into(), thin_pool: POOL.into() };
+    let group = thin::VolumeGroup { vg: VG.into(), thin_pool: POOL.into() };
     thin::init_group(&group, "bench", &commands).unwrap();
     let place = thin::Place::Lvm(group);
     let settings = thin::Settings {
@@ -179,6 +182,7 @@ fn main() {
     println!("kernel {}", lagan::sys::host::kernel_release());
     let few = ours.costs(15).medians();
     report(10, few, by_commands(5).medians());
+    sets::run(&ours);
     let mut made = Vec::new();
     for count in [1000, 4000] {
         made.extend((made.len()..count).map(|_| ours.create(None)));

@@ -181,7 +181,7 @@ pub fn thin_place(place: &Place) -> std::result::Result<thin::Place, &std::path:
     match place {
         Place::File(directory) => Err(directory),
         Place::Lvm { vg, thin_pool } => {
-            Ok(thin::Place::Lvm(thin::Group { vg: vg.clone(), thin_pool: thin_pool.clone() }))
+            Ok(thin::Place::Lvm(thin::VolumeGroup { vg: vg.clone(), thin_pool: thin_pool.clone() }))
         }
         Place::Block(device) => Ok(thin::Place::Disk(device.clone())),
     }

@@ -177,6 +177,7 @@ fn span_of(rpc: &str, request: u64) -> Span {
                 request,
                 volume = Empty,
                 snapshot = Empty,
+                group = Empty,
                 node = Empty,
                 pool = Empty
             )
@@ -187,6 +188,7 @@ fn span_of(rpc: &str, request: u64) -> Span {
         | "GetPluginInfo"
         | "GetPluginCapabilities"
         | "NodeGetCapabilities"
+        | "GroupControllerGetCapabilities"
         | "ControllerGetCapabilities" => span!(trace_span),
         _ => span!(error_span),
     }

@@ -19,6 +19,7 @@ use crate::{
 
 pub mod accountant;
 mod grants;
+pub mod groups;
 mod guardian;
 pub mod health;
 mod index;

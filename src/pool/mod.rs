@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use crate::{
     bytes::Bytes,
     error::Result,
-    id::{PoolId, SnapshotId, VolumeId},
+    id::{GroupId, PoolId, SnapshotId, VolumeId},
     sys::{
         device::{Device, DeviceNumber},
         superblock::Contents,
@@ -31,7 +31,7 @@ mod templates;
 pub mod thin;
 
 use fill::Fill;
-use record::{Snapshot, Volume};
+use record::{Group, Snapshot, Volume};
 
 /// In which roles a process opens a pool. Each role has at most one process a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,8 @@ pub struct Listing {
     pub volumes: Vec<Volume>,
     /// Snapshots.
     pub snapshots: Vec<Snapshot>,
+    /// Groups of them.
+    pub groups: Vec<Group>,
     /// Objects in a place of ours whose record cannot be read, and why: never touched, always reported.
     pub damaged: Vec<String>,
     /// Objects in a place of ours without a record of their own: never touched, always reported.
@@ -174,9 +176,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Says how much there is to do.
-    pub fn expect(&self, total: Bytes) {
-        self.total.store(total.get(), Ordering::Relaxed);
+    /// Says that there is so much more to do.
+    pub fn expect(&self, more: Bytes) {
+        self.total.fetch_add(more.get(), Ordering::Relaxed);
     }
 
     /// Adds to what is done.
@@ -236,6 +238,9 @@ pub trait Pool: Send + Sync {
     /// The record of a snapshot likewise.
     async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>>;
 
+    /// The record of a group likewise.
+    async fn find_group(&self, id: GroupId) -> Result<Option<Group>>;
+
     /// Whether something happened after which only a new process may believe the disk again.
     fn is_broken(&self) -> bool;
 
@@ -266,6 +271,19 @@ pub trait Pool: Send + Sync {
 
     /// Removes a snapshot; fine where there is none. Volumes made from it are not affected.
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<()>;
+
+    /// Cuts the snapshots of a group, `members`, at one instant: with a write that one of them holds, they hold every
+    /// write that was done before that one began. All of them are there, durably, and the group with them, or none is.
+    /// `InUse` where a volume in use cannot be made to stand still. The records of the snapshots come back.
+    async fn create_group(
+        &self,
+        group: &Group,
+        members: &[Snapshot],
+        progress: &Arc<Progress>,
+    ) -> Result<Vec<Snapshot>>;
+
+    /// Removes a group and all its snapshots; fine where there is none.
+    async fn delete_group(&self, id: GroupId) -> Result<()>;
 
     /// Makes a device for a volume. `Busy` while the volume is being deleted.
     async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held>;

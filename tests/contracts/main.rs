@@ -8,6 +8,7 @@ mod disk;
 #[path = "../support/group.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod group;
+mod groups;
 mod kernel;
 mod pool;
 mod rig;

@@ -120,7 +120,7 @@ impl Rig {
         commands: Arc<Commands>,
         machine: MutexGuard<'static, ()>,
     ) -> Self {
-        let place = thin::Group { vg: group::VG.into(), thin_pool: group::POOL.into() };
+        let place = thin::VolumeGroup { vg: group::VG.into(), thin_pool: group::POOL.into() };
         let place = if name == "thin on lvm" {
             GROUP.get_or_init(|| {
                 group::ensure(2048);
@@ -160,6 +160,9 @@ impl Rig {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 let listing = pool.list().await.unwrap();
+                for group in listing.groups {
+                    pool.delete_group(group.id).await.unwrap();
+                }
                 for snapshot in listing.snapshots {
                     pool.delete_snapshot(snapshot.id).await.unwrap();
                 }

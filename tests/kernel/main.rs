@@ -4,12 +4,17 @@
 
 mod commands;
 mod copies;
+#[path = "../support/counter.rs"]
+mod counter;
 mod crash;
 #[path = "../support/disk.rs"]
 mod disk;
 mod formats;
 mod freeze;
+mod groups;
 mod growth;
+#[path = "../support/kill.rs"]
+mod kill;
 mod life;
 mod recovery;
 #[path = "../support/requests.rs"]

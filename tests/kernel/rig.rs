@@ -12,8 +12,9 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use lagan::proto::{
-    Snapshot, Volume, VolumeCapability, controller_client::ControllerClient, identity_client::IdentityClient,
-    node_client::NodeClient, volume_capability::access_mode::Mode,
+    Snapshot, Volume, VolumeCapability, VolumeGroupSnapshot, controller_client::ControllerClient,
+    group_controller_client::GroupControllerClient, identity_client::IdentityClient, node_client::NodeClient,
+    volume_capability::access_mode::Mode,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
@@ -23,8 +24,8 @@ use tonic::{
 };
 
 use crate::requests::{
-    create_with, delete, hide_at, mount_with, publish_with, show_at, snapshot_of, stage_at, unpublish_from,
-    unstage_at,
+    create_with, delete, group_of, hide_at, mount_with, publish_with, show_at, snapshot_of, stage_at,
+    unpublish_from, unstage_at,
 };
 
 /// Loop devices and the table of mounts are one for the whole machine: one test at a time.
@@ -285,6 +286,7 @@ pub(crate) struct Daemon {
     log: PathBuf,
     pub(crate) identity: IdentityClient<Channel>,
     pub(crate) controller: ControllerClient<Channel>,
+    pub(crate) groups: GroupControllerClient<Channel>,
     pub(crate) node: NodeClient<Channel>,
 }
 
@@ -315,6 +317,7 @@ impl Daemon {
             log,
             identity: IdentityClient::new(channel.clone()),
             controller: ControllerClient::new(channel.clone()),
+            groups: GroupControllerClient::new(channel.clone()),
             node: NodeClient::new(channel),
         }
     }
@@ -376,6 +379,16 @@ impl Daemon {
     pub(crate) async fn snapshot(&mut self, volume: &str, name: &str) -> Result<Snapshot, Status> {
         let answer = self.controller.create_snapshot(snapshot_of(volume, name)).await?;
         Ok(answer.into_inner().snapshot.unwrap())
+    }
+
+    /// Snapshots of volumes at one instant.
+    pub(crate) async fn group(
+        &mut self,
+        volumes: &[&str],
+        name: &str,
+    ) -> Result<VolumeGroupSnapshot, Status> {
+        let answer = self.groups.create_volume_group_snapshot(group_of(volumes, name)).await?;
+        Ok(answer.into_inner().group_snapshot.unwrap())
     }
 
     pub(crate) async fn delete(&mut self, id: &str) {

@@ -105,6 +105,7 @@ async fn run(pool: &dyn Pool, step: Step, state: &State) -> State {
                 block: volume.block,
                 used: Bytes::ZERO,
                 created: Timestamp::now(),
+                group: None,
             };
             let cut = pool.create_snapshot(&snapshot, &progress()).await.unwrap();
             after.snapshots.insert(cut.id, (cut, *byte));

@@ -5,6 +5,8 @@
 
 mod beside;
 mod block;
+#[path = "../support/counter.rs"]
+mod counter;
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
@@ -12,8 +14,11 @@ mod extend;
 mod full;
 #[path = "../support/group.rs"]
 mod group;
+mod groups;
 mod guarded;
 mod guardian;
+#[path = "../support/kill.rs"]
+mod kill;
 mod kills;
 mod recovery;
 mod remanence;

@@ -1,7 +1,7 @@
 //! The file pool: a volume is a sparse file on a loop device. A snapshot shares its blocks on xfs and btrfs, and is a
 //! sparse copy elsewhere. This file says what the pool promises; the others how: `marker` its identity and locks,
-//! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `templates` new filesystems, `pause` sources in use,
-//! `attach` devices, `image` a pool in one file.
+//! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `groups` snapshots at
+//! one instant, `templates` new filesystems, `pause` sources in use, `attach` devices, `image` a pool in one file.
 
 use std::{
     path::PathBuf,
@@ -15,14 +15,14 @@ use uuid::Uuid;
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Trouble, Turn,
     fill::{Fill, Part},
-    record::{Snapshot, Volume},
+    record::{Group, Snapshot, Volume},
 };
 use crate::{
     blocking::blocking,
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
     filesystem::{BLOCK, Filesystem},
-    id::{PoolId, SnapshotId, VolumeId},
+    id::{GroupId, PoolId, SnapshotId, VolumeId},
     sys::{
         cmd::Commands,
         device::DeviceNumber,
@@ -35,6 +35,7 @@ use crate::{
 mod admin;
 mod attach;
 mod content;
+mod groups;
 mod image;
 mod marker;
 mod pause;
@@ -232,7 +233,7 @@ impl Inner {
 
     fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         self.store.check_writable()?;
-        if self.store.snapshot(id)?.is_none() {
+        if self.store.ready_snapshot(id)?.is_none() {
             return Ok(());
         }
         self.store.remove(&self.store.snapshots, id.uuid)
@@ -265,6 +266,7 @@ impl Inner {
 
     fn recover(&self) -> Result<Vec<String>> {
         let mut done = self.finish_growing()?;
+        done.extend(self.recover_groups()?);
         done.extend(pause::recover(&self.store, |uuid| {
             let id = VolumeId { pool: self.store.pool, uuid };
             Ok(self
@@ -344,7 +346,11 @@ impl Pool for FilePool {
     }
 
     async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
-        self.run(move |inner| inner.store.snapshot(id)).await
+        self.run(move |inner| inner.store.ready_snapshot(id)).await
+    }
+
+    async fn find_group(&self, id: GroupId) -> Result<Option<Group>> {
+        self.run(move |inner| inner.store.ready_group(id)).await
     }
 
     async fn occupied(&self, id: VolumeId) -> Result<Bytes> {
@@ -399,6 +405,20 @@ impl Pool for FilePool {
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         self.run(move |inner| inner.delete_snapshot(id)).await
+    }
+
+    async fn create_group(
+        &self,
+        group: &Group,
+        members: &[Snapshot],
+        progress: &Arc<Progress>,
+    ) -> Result<Vec<Snapshot>> {
+        let (group, members, progress) = (group.clone(), members.to_vec(), Arc::clone(progress));
+        self.run(move |inner| inner.create_group(&group, &members, &progress)).await
+    }
+
+    async fn delete_group(&self, id: GroupId) -> Result<()> {
+        self.run(move |inner| inner.delete_group(id)).await
     }
 
     async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held> {

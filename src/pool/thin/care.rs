@@ -57,6 +57,7 @@ pub(super) fn length_of(object: &Object) -> Bytes {
         // What it had when it was cut; nobody writes to it.
         Object::Snapshot(snapshot) => snapshot.used,
         Object::Template(_) => TEMPLATE,
+        Object::Group(_) => Bytes::ZERO,
     }
 }
 

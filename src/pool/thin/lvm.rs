@@ -35,14 +35,14 @@ const CONFIG: &str = "backup{backup=0 archive=0} activation{monitoring=0 udev_sy
 
 /// A thin pool in a volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub struct VolumeGroup {
     /// The volume group.
     pub vg: String,
     /// The thin pool in it.
     pub thin_pool: String,
 }
 
-impl fmt::Display for Group {
+impl fmt::Display for VolumeGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.vg, self.thin_pool)
     }
@@ -81,11 +81,11 @@ impl Line {
     }
 }
 
-fn records_of(place: &Group) -> String {
+fn records_of(place: &VolumeGroup) -> String {
     format!("{}_lagan", place.thin_pool)
 }
 
-fn anchor_of(place: &Group) -> String {
+fn anchor_of(place: &VolumeGroup) -> String {
     format!("{}_anchor", place.thin_pool)
 }
 
@@ -114,7 +114,7 @@ fn hide_tenants(commands: &Commands) -> Result<String> {
 }
 
 /// Every logical volume of the group, hidden ones too.
-fn report(place: &Group, commands: &Commands) -> Result<Vec<Line>> {
+fn report(place: &VolumeGroup, commands: &Commands) -> Result<Vec<Line>> {
     let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero,lv_size,pool_lv";
     let arguments =
         ["lvs", "-a", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", &place.vg];
@@ -130,7 +130,7 @@ fn report(place: &Group, commands: &Commands) -> Result<Vec<Line>> {
 }
 
 /// Whether a logical volume is the pool, a part of it, or one of ours beside it.
-fn belongs(place: &Group, line: &Line) -> bool {
+fn belongs(place: &VolumeGroup, line: &Line) -> bool {
     let (name, pool) = (line.lv_name.trim_matches(['[', ']']), &place.thin_pool);
     let part_of = |whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.starts_with('_'));
     let parts = [format!("{pool}_tdata"), format!("{pool}_tmeta"), records_of(place), anchor_of(place)];
@@ -138,7 +138,7 @@ fn belongs(place: &Group, line: &Line) -> bool {
 }
 
 /// Has LVM load what it has agreed upon into the devices of the pool.
-pub(super) fn refresh(place: &Group, commands: &Commands) -> Result<()> {
+pub(super) fn refresh(place: &VolumeGroup, commands: &Commands) -> Result<()> {
     let pool = place.to_string();
     run(commands, AfterDeadline::LeaveRunning, &["lvchange", "--refresh", "--", &pool]).map(drop)
 }
@@ -151,7 +151,7 @@ fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
 ///
 /// # Errors
 /// `Unavailable` where the group, the pool or its records are not there.
-pub(super) fn find(place: &Group, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
+pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
     let lines = report(place, commands)?;
     let missing = |name: &str| {
         let what = format!(
@@ -218,7 +218,7 @@ pub(super) fn find(place: &Group, mapper: &Mapper, commands: &Commands, role: Ro
 ///
 /// # Errors
 /// `Mismatch` where there is one already; `Invalid` where the thin pool does not do; those of LVM.
-pub fn init(place: &Group, machine: &str, commands: &Commands) -> Result<PoolId> {
+pub fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> Result<PoolId> {
     let what = || format!("make a pool of {}/{}", place.vg, place.thin_pool);
     let lines = report(place, commands)?;
     let pool = line_of(&lines, &place.thin_pool).filter(|pool| pool.lv_attr.starts_with('t'));
@@ -271,7 +271,7 @@ pub fn init(place: &Group, machine: &str, commands: &Commands) -> Result<PoolId>
 /// # Errors
 /// What LVM says against it.
 pub fn extend(
-    place: &Group,
+    place: &VolumeGroup,
     data: Option<Bytes>,
     metadata: Option<Bytes>,
     commands: &Commands,

@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::lvm::{self, Group, Line};
+use super::lvm::{self, Line, VolumeGroup};
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     sys::{
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// `Busy` where LVM is at work and does not end; those of device-mapper and LVM.
 pub(super) fn mend(
-    place: &Group,
+    place: &VolumeGroup,
     parts: &[Line],
     mapper: &Mapper,
     commands: &Commands,
@@ -87,7 +87,7 @@ fn stands_on(mapper: &Mapper, info: &Info, others: &[Info]) -> Result<bool> {
 }
 
 /// Waits until no command of LVM works on the group, and keeps others waiting.
-fn wait_for_lvm(place: &Group) -> Result<File> {
+fn wait_for_lvm(place: &VolumeGroup) -> Result<File> {
     let path = Path::new(LOCKS).join(format!("V_{}", place.vg));
     let begun = Instant::now();
     loop {

@@ -1,8 +1,8 @@
 //! Thin pools: a volume is a thin device inside a device-mapper thin pool, made by one kernel message. LVM makes, grows,
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
-//! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is
-//! prepared, `tenants` what LVM is not to read, `mend` what a killed LVM leaves.
+//! snapshots come and go, `groups` snapshots at one instant, `templates` new filesystems, `pause` volumes in use, `lvm` where
+//! a pool is found and how one is prepared, `tenants` what LVM is not to read, `mend` what a killed LVM leaves.
 
 use std::{
     collections::HashSet,
@@ -17,7 +17,7 @@ use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
     Turn,
     fill::Fill,
-    record::{Snapshot, Volume},
+    record::{Group, Snapshot, Volume},
     templates::Templates,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
     filesystem::BLOCK,
-    id::{PoolId, SnapshotId, VolumeId},
+    id::{GroupId, PoolId, SnapshotId, VolumeId},
     sys::{
         cmd::Commands,
         device::DeviceNumber,
@@ -40,6 +40,7 @@ mod block;
 mod care;
 mod devices;
 mod flush;
+mod groups;
 mod header;
 mod layout;
 mod lvm;
@@ -53,7 +54,7 @@ mod tenants;
 
 pub use block::{extend as extend_disk, init as init_disk, repair};
 pub use care::Extend;
-pub use lvm::{Group, extend as extend_group, init as init_group};
+pub use lvm::{VolumeGroup, extend as extend_group, init as init_group};
 pub use place::{Place, adopt, identify, stop};
 
 use below::{Mode, Status};
@@ -207,10 +208,13 @@ impl Inner {
     }
 
     fn ready_snapshot(&self, id: SnapshotId) -> Result<Option<(Entry, Snapshot)>> {
-        Ok(self.ready(id.uuid)?.and_then(|entry| match entry.object.clone() {
+        let found = self.ready(id.uuid)?.and_then(|entry| match entry.object.clone() {
             Object::Snapshot(snapshot) if snapshot.id == id => Some((entry, snapshot)),
             _ => None,
-        }))
+        });
+        let group = found.as_ref().and_then(|(_, snapshot)| snapshot.group);
+        let hidden = group.map(|group| self.is_unfinished(group)).transpose()?.unwrap_or(false);
+        Ok(found.filter(|_| !hidden))
     }
 
     fn update_volume(&self, volume: &Volume) -> Result<()> {
@@ -228,13 +232,16 @@ impl Inner {
     fn list(&self) -> Result<Listing> {
         let (entries, damaged) = self.slots.all()?;
         let mut listing = Listing { damaged, ..Listing::default() };
+        let hidden = groups::unfinished(&entries);
         for entry in entries.into_iter().filter(|entry| entry.stage == Stage::Ready) {
             match entry.object {
                 Object::Volume(volume) => listing.volumes.push(volume),
                 Object::Snapshot(snapshot) => listing.snapshots.push(snapshot),
                 Object::Template(_) => {}
+                Object::Group(group) => listing.groups.push(group),
             }
         }
+        listing.snapshots.retain(|snapshot| snapshot.group.is_none_or(|group| !hidden.contains(&group)));
         Ok(listing)
     }
 
@@ -245,6 +252,7 @@ impl Inner {
             done.push(format!("left as it is, since the thin pool does not run: {error}"));
             return Ok(done);
         }
+        done.extend(self.recover_groups()?);
         let (entries, _) = self.slots.all()?;
         for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
             let uuid = entry.object.uuid();
@@ -353,6 +361,14 @@ impl Pool for ThinPool {
         self.run(move |inner| Ok(inner.ready_snapshot(id)?.map(|(_, snapshot)| snapshot))).await
     }
 
+    async fn find_group(&self, id: GroupId) -> Result<Option<Group>> {
+        self.run(move |inner| {
+            let ready = inner.group(id)?.filter(|(stage, _)| *stage == Stage::Ready);
+            Ok(ready.map(|(_, group)| group))
+        })
+        .await
+    }
+
     async fn occupied(&self, id: VolumeId) -> Result<Bytes> {
         self.run(move |inner| {
             let (entry, volume) = inner.ready_volume(id)?;
@@ -399,6 +415,20 @@ impl Pool for ThinPool {
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         self.run(move |inner| inner.delete_snapshot(id)).await
+    }
+
+    async fn create_group(
+        &self,
+        group: &Group,
+        members: &[Snapshot],
+        _progress: &Arc<Progress>,
+    ) -> Result<Vec<Snapshot>> {
+        let (group, members) = (group.clone(), members.to_vec());
+        self.run(move |inner| inner.create_group(&group, &members)).await
+    }
+
+    async fn delete_group(&self, id: GroupId) -> Result<()> {
+        self.run(move |inner| inner.delete_group(id)).await
     }
 
     async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held> {

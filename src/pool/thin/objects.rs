@@ -44,27 +44,36 @@ impl Inner {
         Ok(free)
     }
 
-    fn free_number(&self, thin: u32) {
+    pub(super) fn free_number(&self, thin: u32) {
         self.thins.lock().unwrap_or_else(PoisonError::into_inner).remove(&thin);
+    }
+
+    /// The same, of which the pool says that nobody has it.
+    pub(super) fn take_free_number(&self) -> Result<u32> {
+        // A number that is taken stays so: it is somebody's, and nobody's record says whose.
+        for _attempt in 0..64 {
+            let thin = self.take_number()?;
+            if !self.devices.exists(thin)? {
+                return Ok(thin);
+            }
+        }
+        let what = "thin devices that no record knows are in the way: see `lagan doctor --check`";
+        Err(Error::new(ErrorKind::Unavailable, what))
     }
 
     /// Makes a thin device for an object: the intent is recorded first, so that nothing is left that no record knows.
     pub(super) fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
         self.admit(length_of(object))?;
         let (mapper, (pool, _)) = (&self.devices.mapper, self.devices.below()?);
-        // A number that is taken stays so: it is somebody's, and nobody's record says whose.
-        for _attempt in 0..64 {
-            let thin = self.take_number()?;
+        loop {
             // Asked before the intent is recorded: what an intent names is removed when it cannot be finished.
-            if self.devices.exists(thin)? {
-                continue;
-            }
+            let thin = self.take_free_number()?;
             self.slots.put(thin, Stage::Making, object.clone())?;
             let made = match origin {
                 Origin::Blank => below::create(mapper, pool, thin),
                 Origin::Quiet(origin) => below::snapshot(mapper, pool, thin, origin),
                 Origin::Live(origin, owner) => {
-                    self.paused(owner, || below::snapshot(mapper, pool, thin, origin))
+                    self.paused(&[owner], || below::snapshot(mapper, pool, thin, origin))
                 }
             };
             match made {
@@ -74,8 +83,6 @@ impl Inner {
                 Err(error) => return Err(self.unmake(thin, object, error)),
             }
         }
-        let what = "thin devices that no record knows are in the way: see `lagan doctor --check`";
-        Err(Error::new(ErrorKind::Unavailable, what))
     }
 
     /// Takes back what was begun. What cannot be, the next start does.
@@ -155,7 +162,7 @@ impl Inner {
         }
     }
 
-    fn remove_thin(&self, thin: u32) -> Result<()> {
+    pub(super) fn remove_thin(&self, thin: u32) -> Result<()> {
         below::delete(&self.devices.mapper, self.devices.below()?.0, thin)
     }
 

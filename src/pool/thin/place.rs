@@ -6,7 +6,7 @@ use super::{
     block,
     devices::Devices,
     header::Header,
-    lvm::{self, Group},
+    lvm::{self, VolumeGroup},
 };
 use crate::{
     bytes::Bytes,
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A thin pool of LVM.
-    Lvm(Group),
+    Lvm(VolumeGroup),
     /// A disk of our own, or a partition.
     Disk(PathBuf),
 }

@@ -17,9 +17,10 @@ use super::{
     flush::Flush,
     header::{HEADERS, Header},
 };
+pub(super) use crate::pool::record::Stage;
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
-    pool::record::{self, Snapshot, Volume},
+    pool::record::{self, Group, Snapshot, Volume},
 };
 
 /// What is written at a time: disks write as much as a whole or not at all.
@@ -28,20 +29,6 @@ pub(super) const BLOCK: usize = 4096;
 const CHUNK: usize = 1 << 20;
 /// A block that was never written.
 const BLANK: [u8; BLOCK] = [0; BLOCK];
-
-/// How far the making or removing of an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Stage {
-    /// It was begun: the thin device may be there, and nobody was told of it.
-    Making,
-    /// It is there.
-    Ready,
-    /// Its end was begun: the thin device may be gone.
-    Removing,
-    /// Nothing is there any more; the place is free.
-    Removed,
-}
 
 /// What a place holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +40,8 @@ pub(super) enum Object {
     Snapshot(Snapshot),
     /// A filesystem to be copied.
     Template(Template),
+    /// Snapshots at one instant; no thin device of its own.
+    Group(Group),
 }
 
 /// A filesystem to be copied.
@@ -69,6 +58,7 @@ impl Object {
             Self::Volume(volume) => volume.id.uuid,
             Self::Snapshot(snapshot) => snapshot.id.uuid,
             Self::Template(template) => template.uuid,
+            Self::Group(group) => group.id.uuid,
         }
     }
 }
@@ -235,6 +225,12 @@ impl Slots {
         self.flush.wait_for(&self.device)
     }
 
+    /// Records several likewise. A crash may leave any of them unrecorded.
+    pub(super) fn put_all(&self, stage: Stage, objects: Vec<(u32, Object)>) -> Result<()> {
+        objects.into_iter().try_for_each(|(thin, object)| self.write(thin, stage, object))?;
+        self.flush.wait_for(&self.device)
+    }
+
     /// Notes that nothing is left of an object. Not flushed: if it is lost, the removing is done again.
     pub(super) fn forget(&self, thin: u32, object: Object) -> Result<()> {
         self.write(thin, Stage::Removed, object)
@@ -246,6 +242,7 @@ impl Slots {
         let mut known = self.known();
         let mut place = match known.places.remove(&uuid) {
             Some(place) => place,
+            None if stage == Stage::Removed => return Ok(()),
             None => known.free.pop().ok_or_else(|| {
                 Error::new(ErrorKind::NoSpace, "the pool has no room for another record: delete something")
             })?,
