@@ -39,7 +39,7 @@ fn parse_lvm(text: &str) -> std::result::Result<Place, String> {
     Ok(Place::Lvm { vg: vg.to_owned(), thin_pool: thin_pool.to_owned() })
 }
 
-fn thin_place(vg: &str, thin_pool: &str) -> thin::Place {
+pub(super) fn thin_place(vg: &str, thin_pool: &str) -> thin::Place {
     thin::Place { vg: vg.to_owned(), thin_pool: thin_pool.to_owned() }
 }
 

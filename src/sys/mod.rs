@@ -14,6 +14,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod superblock;
 pub mod target;
+pub mod thin_metadata;
 
 mod holders;
 mod raw;

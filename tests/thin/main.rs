@@ -6,6 +6,7 @@
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
+mod doctor;
 #[path = "../support/group.rs"]
 mod group;
 mod kills;

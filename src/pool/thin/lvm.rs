@@ -130,7 +130,7 @@ fn anchor_of(place: &Place) -> String {
     format!("{}_anchor", place.thin_pool)
 }
 
-fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<String> {
+pub(super) fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<String> {
     let (command, rest) = arguments.split_first().unwrap_or((&"version", &[]));
     let arguments = [&[*command, "--config", CONFIG], rest].concat();
     let finished = commands.run(Tool::Lvm, &arguments, PATIENCE, after)?;

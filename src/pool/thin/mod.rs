@@ -1,7 +1,8 @@
 //! Thin pools: a volume is a thin device inside a device-mapper thin pool, made by one kernel message. LVM makes, grows,
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
-//! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is prepared.
+//! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is prepared,
+//! `metadata` which thin devices there are, `report` what a person may want to know.
 
 use std::{
     collections::HashSet,
@@ -21,7 +22,7 @@ use super::{
 use crate::{
     blocking::blocking,
     bytes::Bytes,
-    error::{Doing, Error, ErrorKind, Result},
+    error::{Chain, Doing, Error, ErrorKind, Result},
     filesystem::BLOCK,
     id::{PoolId, SnapshotId, VolumeId},
     sys::{
@@ -38,8 +39,10 @@ mod below;
 mod devices;
 mod flush;
 mod lvm;
+mod metadata;
 mod objects;
 mod pause;
+pub mod report;
 mod slots;
 mod templates;
 
@@ -85,6 +88,7 @@ pub struct ThinPool {
 #[derive(Debug)]
 struct Inner {
     id: PoolId,
+    role: Role,
     settings: Settings,
     records: lvm::Device,
     slots: Slots,
@@ -143,6 +147,7 @@ impl ThinPool {
             templates,
             template_thins: Mutex::new(template_thins),
             id: header.id,
+            role,
             settings,
             records: found.records,
             slots,
@@ -223,12 +228,27 @@ impl Inner {
                 Object::Template(_) => {}
             }
         }
+        if self.role == Role::Observer {
+            listing.strangers = self.strangers();
+        }
         Ok(listing)
+    }
+
+    /// Thin devices with numbers of ours that no record knows. Only asked for by whoever looks for such things.
+    fn strangers(&self) -> Vec<String> {
+        let records = || Ok(self.slots.all()?.0);
+        match report::strangers(&self.devices.mapper, &self.devices.below.0, records) {
+            Ok(found) => found.iter().map(|device| format!("thin device {}", device.number)).collect(),
+            Err(error) => vec![format!("a thin device that could not be looked for ({})", Chain(&error))],
+        }
     }
 
     /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
     fn recover(&self) -> Result<Vec<String>> {
         let mut done = self.devices.sweep()?;
+        if metadata::release_left(&self.devices.mapper, &self.devices.below.0)? {
+            done.push("let go of metadata that a reader had left held".to_owned());
+        }
         let (entries, _) = self.slots.all()?;
         for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
             let uuid = entry.object.uuid();

@@ -6,16 +6,19 @@ use std::{path::Path, process::ExitCode};
 use clap::Args;
 use serde_json::json;
 
-use super::{Common, Output, block_on, client::Daemon, out};
+use super::{Common, Output, block_on, client::Daemon, out, pool::thin_place};
 use crate::{
     app::{self, OLDEST_KERNEL},
     config::{Config, Mode, Place},
     engine::accountant::audit,
     error::{Chain, Result},
     filesystem::Filesystem,
+    pool::thin::report,
     proto::ProbeRequest,
     sys::{cmd::Commands, file::Directory, host, mountinfo},
 };
+
+mod lvm;
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -88,7 +91,13 @@ async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
     for pool in &config.pools {
         // The built-in one is made at the first start; one that is configured was made by somebody.
         let missing = if config.default_pool { Verdict::Warning } else { Verdict::Failure };
-        examine_pool(&pool.place, &format!("pool {}", pool.name), missing, &mut findings);
+        let subject = format!("pool {}", pool.name);
+        examine_pool(&pool.place, &subject, missing, &mut findings);
+        if let Place::Lvm { vg, thin_pool } = &pool.place {
+            let report = report::report(&thin_place(vg, thin_pool), &Commands::find());
+            let place = pool.place.to_string();
+            findings.extend(lvm::judge(&subject, &place, pool.overcommit_percent, &report));
+        }
     }
     examine_roots(config, &mut findings);
     findings.push(examine_daemon(config).await);
