@@ -13,6 +13,7 @@ use crate::{
 mod client;
 mod demo;
 mod doctor;
+mod import;
 mod out;
 mod pool;
 mod serve;

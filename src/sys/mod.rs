@@ -5,6 +5,7 @@ pub mod device;
 pub mod dm;
 pub mod fake;
 pub mod file;
+pub mod foreign;
 pub mod grow;
 pub mod host;
 pub mod kernel;

@@ -10,6 +10,7 @@ mod disk;
 mod formats;
 mod freeze;
 mod growth;
+mod import;
 mod life;
 mod recovery;
 #[path = "../support/requests.rs"]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lagan::proto::volume_capability::access_mode::Mode;
 use serde_json::Value;
 
 use crate::{
@@ -71,16 +72,22 @@ async fn doctor_on_a_pool_and_what_ails_it() {
 }
 
 #[tokio::test]
-async fn metadata_too_small_for_its_pool() {
+async fn metadata_too_small_for_its_promises() {
     group::ensure(3072);
-    let arguments = ["-L", "4700m", "-c", "64k", "--poolmetadatasize", "2m", "-n", "tiny", VG];
-    lvm(&[&["lvcreate", "-y", "--type", "thin-pool"], &arguments[..]].concat());
+    let options = ["-L", "256m", "-c", "64k", "--poolmetadatasize", "4m", "-n", "tiny", VG];
+    lvm(&[&["lvcreate", "-y", "--type", "thin-pool"], &options[..]].concat());
     let ground = Ground::new(Kind::Lvm(VG, "tiny"));
-    expect(&ground, "metadata", "warning", "lvextend --poolmetadatasize");
-    let keeper = dmsetup(&["ls"]);
-    for line in keeper.lines().filter(|line| line.starts_with("lagan-keeper-")) {
+    let mut daemon = ground.start().await;
+    let raw = block(Mode::SingleNodeWriter);
+    let id = daemon.create("large", 20 << 10, &raw).await.volume_id;
+    expect(&ground, "metadata", "warning", &format!("lvextend --poolmetadatasize +3m {VG}/tiny"));
+    expect(&ground, "promises", "warning", "writers alone can fill the pool");
+    daemon.delete(&id).await;
+    daemon.kill();
+    let pool = tiny_pool();
+    for line in dmsetup(&["ls"]).lines().filter(|line| line.starts_with("lagan-keeper-")) {
         let name = line.split_whitespace().next().unwrap();
-        if dmsetup(&["table", name]).contains(&tiny_pool()) {
+        if dmsetup(&["table", name]).contains(&pool) {
             dmsetup(&["remove", name]);
         }
     }
@@ -121,7 +128,7 @@ async fn thin_devices_that_no_record_knows() {
     assert_eq!(listed(), strangers);
 
     let mut daemon = ground.start().await;
-    let raw = block(lagan::proto::volume_capability::access_mode::Mode::SingleNodeWriter);
+    let raw = block(Mode::SingleNodeWriter);
     let id = daemon.create("between", 64, &raw).await.volume_id;
     assert_eq!(listed(), strangers, "none of them was taken");
     let checked = ground.lagan(&["doctor", "--check"]);

@@ -9,6 +9,7 @@ mod disk;
 mod doctor;
 #[path = "../support/group.rs"]
 mod group;
+mod import;
 mod kills;
 mod recovery;
 #[path = "../support/requests.rs"]

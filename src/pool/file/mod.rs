@@ -1,6 +1,6 @@
 //! The file pool: a volume is a sparse file on a loop device. A snapshot shares its blocks on xfs and btrfs, and is a
 //! sparse copy elsewhere. This file says what the pool promises; the others how: `marker` its identity and locks,
-//! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `templates` new filesystems, `pause` sources in use,
+//! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `import` what comes from elsewhere, `templates` new filesystems, `pause` sources in use,
 //! `attach` devices, `image` a pool in one file.
 
 use std::{
@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Trouble, Turn,
+    import::{self as imports, Import},
     record::{Snapshot, Volume},
 };
 use crate::{
@@ -35,6 +36,7 @@ mod admin;
 mod attach;
 mod content;
 mod image;
+mod import;
 mod marker;
 mod pause;
 mod store;
@@ -381,6 +383,21 @@ impl Pool for FilePool {
     async fn create_volume(&self, volume: &Volume, progress: &Arc<Progress>) -> Result<()> {
         let (volume, progress) = (volume.clone(), Arc::clone(progress));
         self.run(move |inner| inner.create_volume(&volume, &progress)).await
+    }
+
+    async fn importable(&self, from: &Import) -> Result<Bytes> {
+        let from = from.clone();
+        self.run(move |_| Ok(imports::open(&from)?.length())).await
+    }
+
+    async fn import_volume(
+        &self,
+        volume: &Volume,
+        from: &Import,
+        progress: &Arc<Progress>,
+    ) -> Result<Volume> {
+        let (volume, from, progress) = (volume.clone(), from.clone(), Arc::clone(progress));
+        self.run(move |inner| inner.import_volume(&volume, &from, &progress)).await
     }
 
     async fn delete_volume(&self, id: VolumeId) -> Result<()> {

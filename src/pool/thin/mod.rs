@@ -2,7 +2,7 @@
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
 //! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is prepared,
-//! `metadata` which thin devices there are, `report` what a person may want to know.
+//! `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to know.
 
 use std::{
     collections::HashSet,
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
     Turn,
+    import::Import,
     record::{Snapshot, Volume},
     templates::Templates,
 };
@@ -38,6 +39,7 @@ use crate::{
 mod below;
 mod devices;
 mod flush;
+mod import;
 mod lvm;
 mod metadata;
 mod objects;
@@ -369,6 +371,21 @@ impl Pool for ThinPool {
     async fn create_volume(&self, volume: &Volume, _progress: &Arc<Progress>) -> Result<()> {
         let volume = volume.clone();
         self.run(move |inner| inner.create_volume(&volume)).await
+    }
+
+    async fn importable(&self, from: &Import) -> Result<Bytes> {
+        let from = from.clone();
+        self.run(move |inner| inner.importable(&from)).await
+    }
+
+    async fn import_volume(
+        &self,
+        volume: &Volume,
+        from: &Import,
+        progress: &Arc<Progress>,
+    ) -> Result<Volume> {
+        let (volume, from, progress) = (volume.clone(), from.clone(), Arc::clone(progress));
+        self.run(move |inner| inner.import_volume(&volume, &from, &progress)).await
     }
 
     async fn delete_volume(&self, id: VolumeId) -> Result<()> {

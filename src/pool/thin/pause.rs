@@ -10,11 +10,21 @@ impl Inner {
     pub(super) fn paused<T>(&self, owner: Uuid, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let names: Vec<String> =
             self.devices.attached(owner)?.into_iter().map(|(info, _)| info.name).collect();
+        self.paused_devices(&names, &owner.simple().to_string(), work)
+    }
+
+    /// The same with devices by their names; `whose` is for people.
+    pub(super) fn paused_devices<T>(
+        &self,
+        names: &[String],
+        whose: &str,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         if names.is_empty() {
             return work();
         }
         let Some(minder) = &self.minder else {
-            let what = format!("{} is in use, and no minder runs that could end a pause", owner.simple());
+            let what = format!("{whose} is in use, and no minder runs that could end a pause");
             return Err(Error::new(ErrorKind::Unavailable, what));
         };
         let limit = self.settings.freeze_limit;
@@ -23,7 +33,7 @@ impl Inner {
                 .iter()
                 .try_for_each(|name| self.devices.mapper.resume(name).doing(|| format!("resume {name}")))
         };
-        let pause = minder.suspend(&self.devices.mapper, &names, limit);
+        let pause = minder.suspend(&self.devices.mapper, names, limit);
         if pause.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
             // The minder has died, perhaps after it had begun.
             resume()?;
@@ -37,7 +47,7 @@ impl Inner {
                 }
                 _ => ("it could not be suspended", ErrorKind::Unavailable),
             };
-            Error::io(format!("pause {}: {reason}", owner.simple()), error).as_kind(kind)
+            Error::io(format!("pause {whose}: {reason}"), error).as_kind(kind)
         })?;
         let result = work();
         let in_time = match pause.end() {

@@ -276,6 +276,31 @@ fn lvm_facts(place: &Place, commands: &Commands, complaints: &mut Vec<String>) -
     })
 }
 
+/// A thin volume of LVM in the same thin pool, by its name: its number there and its length.
+///
+/// # Errors
+/// `Invalid` where it is none; `NotFound` where there is no volume of the name; those of LVM.
+pub(super) fn thin_volume(place: &Place, commands: &Commands, name: &str) -> Result<(u32, Bytes)> {
+    let (vg, plain) = name.split_once('/').unwrap_or((&place.vg, name));
+    let wrong = |kind, reason: &str| Err(Error::new(kind, format!("import {name}: {reason}")));
+    let elsewhere = "it is no thin volume of this pool: import it as a device";
+    if vg != place.vg {
+        return wrong(ErrorKind::Invalid, elsewhere);
+    }
+    let fields = "lv_name,pool_lv,thin_id,lv_size";
+    let options = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", vg];
+    let all = rows(&lvm::run(commands, AfterDeadline::Kill, &options)?, "lv", &mut Vec::new())?;
+    let Some(row) = all.iter().find(|row| text(row, "lv_name") == plain) else {
+        return wrong(ErrorKind::NotFound, "there is no volume of this name");
+    };
+    match u32::try_from(number(row, "thin_id")) {
+        Ok(thin @ 1..) if text(row, "pool_lv") == place.thin_pool => {
+            Ok((thin, Bytes::new(number(row, "lv_size"))))
+        }
+        _ => wrong(ErrorKind::Invalid, elsewhere),
+    }
+}
+
 /// From which per cent on LVM's monitor extends a pool.
 fn threshold(commands: &Commands) -> Result<u32> {
     let name = "activation/thin_pool_autoextend_threshold";
