@@ -10,6 +10,7 @@ use crate::{
     error::{Chain, Error, ErrorKind, Result},
 };
 
+mod backup;
 mod client;
 mod demo;
 mod doctor;

@@ -20,6 +20,7 @@ use crate::{
 
 pub use crate::sys::file::Sharing;
 
+pub mod backup;
 pub mod fake;
 pub mod file;
 pub mod format;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
+mod backup;
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;

@@ -1,7 +1,8 @@
 //! The file pool: a volume is a sparse file on a loop device. A snapshot shares its blocks on xfs and btrfs, and is a
 //! sparse copy elsewhere. This file says what the pool promises; the others how: `marker` its identity and locks,
-//! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `import` what comes from elsewhere, `templates` new filesystems, `pause` sources in use,
-//! `attach` devices, `image` a pool in one file.
+//! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `import` what comes
+//! from elsewhere, `templates` new filesystems, `pause` sources in use, `attach` devices, `image` a pool in one file,
+//! `restore` records as text and back.
 
 use std::{
     path::PathBuf,
@@ -39,10 +40,12 @@ mod image;
 mod import;
 mod marker;
 mod pause;
+mod restore;
 mod store;
 mod templates;
 
 pub use admin::{adopt, close, delete, identify, init};
+pub use restore::{backup, restore};
 
 use super::templates::Templates;
 use admin::{check_filesystem, open_directory, read_marker};

@@ -2,7 +2,8 @@
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
 //! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is prepared,
-//! `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to know.
+//! `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to know,
+//! `restore` records as text and back.
 
 use std::{
     collections::HashSet,
@@ -45,10 +46,12 @@ mod metadata;
 mod objects;
 mod pause;
 pub mod report;
+mod restore;
 mod slots;
 mod templates;
 
 pub use lvm::{adopt, identify, init};
+pub use restore::{backup, restore};
 
 use below::{Mode, Status};
 use devices::Devices;
