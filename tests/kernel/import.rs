@@ -8,7 +8,7 @@ use tonic::{Code, Request, metadata::MetadataValue};
 
 use crate::{
     requests::{check, create_with},
-    rig::{Ground, HTTP, Kind, filesystem, random, run, text, write},
+    rig::{Daemon, Ground, HTTP, Kind, filesystem, random, run, text, write},
 };
 
 /// A filesystem in a file, with something in it, that nobody uses.
@@ -38,6 +38,18 @@ fn refused(ground: &Ground, arguments: &[&str], word: &str) {
     assert!(output.status.code() == Some(1) && said.contains(word), "{word:?} in {said}");
 }
 
+/// Made longer than its source, it grows when it is staged.
+async fn grows(daemon: &mut Daemon, ground: &Ground, image: &str, name: &str) {
+    let larger = imported(ground, &["larger", "--device", image, "--size", "512MiB"]);
+    let (larger, how) = (larger["id"].as_str().unwrap(), filesystem(name));
+    let shown = daemon.show(ground, larger, "larger", &how).await;
+    let room = run("stat", &["-f", "-c", "%b %S", &shown]);
+    let room = room.split_whitespace().map(|it| it.parse::<u64>().unwrap()).product::<u64>();
+    assert!(room > 400 << 20, "{name} has grown with its volume: {room}");
+    daemon.hide(ground, larger, "larger").await;
+    daemon.delete(larger).await;
+}
+
 fn uuid_of(path: &str) -> String {
     run("blkid", &["-p", "-o", "value", "-s", "UUID", path])
 }
@@ -62,7 +74,10 @@ async fn files_and_devices_become_volumes() {
             let made = imported(&ground, &[name, "--device", &image]);
             let id = made["id"].as_str().unwrap();
             assert_eq!(made["size"], (320 << 20) + 4096, "rounded up to whole blocks");
-            assert_eq!(imported(&ground, &[name, "--device", &image])["id"], id, "the same again");
+            // Growing an ext4 in use takes a right that not every machine gives to tests: the one in the virtual machine does.
+            if name != "ext4" {
+                grows(&mut daemon, &ground, &image, name).await;
+            }
             let how = filesystem(name);
             let shown = daemon.show(&ground, id, name, &how).await;
             assert!(fs::read(Path::new(&shown).join("data")).unwrap() == content, "{name} on {kind:?}");
