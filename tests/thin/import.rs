@@ -69,6 +69,13 @@ async fn a_thin_volume_of_lvm_while_it_is_written_to() {
     refused(&ground, &["other", "--lv", "nothing"], "there is no volume of this name");
     refused(&ground, &["other", "--lv", &format!("{VG}/{POOL}_lagan")], "import it as a device");
     assert!(!dmsetup(&["ls"]).contains("lagan-pause-"), "no note is left");
+    lvm(&["lvcreate", "-y", "-n", "outside", "-L", "8m", VG]);
+    lvm(&["lvchange", "-an", &format!("{VG}/outside")]);
+    lvm(&["lvchange", "-y", "-pr", &format!("{VG}/outside")]);
+    let half = ["-n", "half", "--thinpool", &format!("{VG}/{POOL}"), &format!("{VG}/outside")];
+    lvm(&[&["lvcreate", "-y", "-s", "-kn"], &half[..]].concat());
+    refused(&ground, &["half", "--lv", "half"], "part of it is outside the pool");
+    lvm(&["lvremove", "-fy", &format!("{VG}/half"), &format!("{VG}/outside")]);
     holds(&mut daemon, &ground, &id, &content).await;
     let log = Path::new(&point).join("log");
     writer.end();

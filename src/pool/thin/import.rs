@@ -153,17 +153,22 @@ impl Inner {
     fn users_of(&self, thin: u32) -> Result<Vec<Info>> {
         let what = || format!("look for users of thin device {thin}");
         let (mapper, below) = (&self.devices.mapper, self.devices.below.1.to_string());
+        let number = thin.to_string();
         let mut found = Vec::new();
         for (name, _) in mapper.list().doing(what)? {
             // One that went meanwhile is no user.
             let Ok(table) = mapper.table(&name) else { continue };
-            let stands = table.iter().any(|line| {
-                let mut fields = line.text.split(' ');
-                line.target == "thin"
-                    && fields.next() == Some(&below)
-                    && fields.next().and_then(|number| number.parse().ok()) == Some(thin)
-            });
-            if stands {
+            for line in table.iter().filter(|line| line.target == "thin") {
+                // `pool number [origin outside the pool]`
+                let fields: Vec<_> = line.text.split(' ').filter(|field| !field.is_empty()).collect();
+                if fields.first() != Some(&below.as_str()) || fields.get(1) != Some(&number.as_str()) {
+                    continue;
+                }
+                if fields.len() > 2 {
+                    let what =
+                        format!("part of thin device {thin} is outside the pool: import {name} as a device");
+                    return Err(Error::new(ErrorKind::Invalid, what));
+                }
                 found.extend(mapper.info(&name).doing(what)?);
             }
         }

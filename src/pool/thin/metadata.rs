@@ -33,7 +33,13 @@ impl<'m> Reserved<'m> {
                 Err(error) => return Err(Error::io(what(), error)),
             }
         }
-        Err(Error::new(ErrorKind::Busy, format!("{}: somebody else holds it", what())))
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!(
+                "{}: somebody else holds it, or has died over it (the next start of the daemon lets go)",
+                what()
+            ),
+        ))
     }
 }
 

@@ -287,12 +287,22 @@ pub(super) fn thin_volume(place: &Place, commands: &Commands, name: &str) -> Res
     if vg != place.vg {
         return wrong(ErrorKind::Invalid, elsewhere);
     }
-    let fields = "lv_name,pool_lv,thin_id,lv_size";
+    let fields = "lv_name,pool_lv,thin_id,lv_size,origin";
     let options = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", vg];
     let all = rows(&lvm::run(commands, AfterDeadline::Kill, &options)?, "lv", &mut Vec::new())?;
-    let Some(row) = all.iter().find(|row| text(row, "lv_name") == plain) else {
+    let find = |name: &str| all.iter().find(|row| text(row, "lv_name") == name);
+    let Some(row) = find(plain) else {
         return wrong(ErrorKind::NotFound, "there is no volume of this name");
     };
+    // Blocks that a thin volume never wrote may be those of a volume outside the pool, which a snapshot would not have.
+    let mut origin = text(row, "origin");
+    for _generation in 0..all.len() {
+        let Some(older) = find(origin) else { break };
+        if text(older, "pool_lv") != place.thin_pool {
+            return wrong(ErrorKind::Invalid, "part of it is outside the pool: import it as a device");
+        }
+        origin = text(older, "origin");
+    }
     match u32::try_from(number(row, "thin_id")) {
         Ok(thin @ 1..) if text(row, "pool_lv") == place.thin_pool => {
             Ok((thin, Bytes::new(number(row, "lv_size"))))
