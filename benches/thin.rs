@@ -29,6 +29,7 @@ use lagan::{
 #[expect(dead_code, reason = "shared with tests")]
 mod disk;
 #[path = "../tests/support/group.rs"]
+#[expect(dead_code, reason = "shared with tests")]
 mod group;
 #[path = "thin/sets.rs"]
 mod sets;

@@ -217,14 +217,26 @@ pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, role: Role
             mapper.info(&name).doing(|| format!("look for device {name}"))?.ok_or_else(stopped)
         };
         let below = look(Part::Pool).map(|info| (info.name, info.number)).map_err(|error| error.to_string());
-        return Ok(Found { records: taken.records(look(Part::Records)?), below, foreign: Vec::new() });
+        return Ok(Found {
+            records: taken.records(look(Part::Records)?),
+            below,
+            foreign: Vec::new(),
+            beside: Vec::new(),
+            parts: Vec::new(),
+        });
     }
     let _alone = Taken::lock(path)?;
     let taken = Taken::open(path)?;
     let records = taken.start(mapper, Part::Records)?;
     let below = taken.start_pool(mapper, commands).map(|info| (info.name, info.number));
     let below = below.map_err(|error| error.to_string());
-    Ok(Found { records: taken.records(records), below, foreign: Vec::new() })
+    Ok(Found {
+        records: taken.records(records),
+        below,
+        foreign: Vec::new(),
+        beside: Vec::new(),
+        parts: Vec::new(),
+    })
 }
 
 /// Makes a pool of a blank disk. One that is not blank is destroyed only where `destroy` names it: by its serial number, or

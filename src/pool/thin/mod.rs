@@ -2,9 +2,9 @@
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
 //! snapshots come and go, `groups` snapshots at one instant, `templates` new filesystems, `pause` volumes in use, `place`
-//! where a pool is (`lvm`, or `block` with its `layout`), `import` what comes from elsewhere, `metadata` which thin devices
-//! there are, `report` what a person may want to know, `care` what keeps it from running full, `restore` records as text,
-//! `state` what there is and how it is.
+//! where a pool is (`lvm`, or `block` with its `layout`), `tenants` what LVM is not to read, `mend` what a killed LVM
+//! leaves, `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to
+//! know, `care` what keeps it from running full, `restore` records as text, `state` what there is and how it is.
 
 use std::{
     collections::HashSet,
@@ -40,6 +40,7 @@ mod header;
 mod import;
 mod layout;
 mod lvm;
+mod mend;
 mod metadata;
 mod objects;
 mod pause;
@@ -49,6 +50,7 @@ mod restore;
 mod slots;
 mod state;
 mod templates;
+mod tenants;
 
 pub use block::{extend as extend_disk, init as init_disk, repair};
 pub use care::Extend;
@@ -138,10 +140,15 @@ impl ThinPool {
             ));
         }
         let locks = found.records.lock(role)?;
+        if let (Place::Lvm(group), true) = (&settings.place, role.changes()) {
+            for done in mend::mend(group, &found.parts, &mapper, &commands)? {
+                tracing::warn!(done, "left by a command of LVM that was killed");
+            }
+        }
         let devices = Devices::new(mapper, header.id, found.below);
         let slots = Slots::open(found.records.open()?, role.changes())?;
         if role != Role::Observer && devices.below().is_ok() {
-            devices.keep(below::FIRST)?;
+            devices.keep(below::FIRST, &found.beside)?;
         }
         let thins = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
         let (templates, template_thins) = templates::known(&slots, &commands, settings.templates)?;
