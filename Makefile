@@ -56,8 +56,8 @@ bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
 
 bench-vm: ## Measure a thin pool beside the commands of LVM, in the virtual machine, as root
-	@.ci/prepare build vm
-	$(SUDO) tests/vm/run "$$(cargo bench --locked --no-run --bench thin --message-format json | \
+	@.ci/prepare build vm bench
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-7200} tests/vm/run "$$(cargo bench --locked --no-run --bench thin --message-format json | \
 		sed -n 's/.*"executable":"\([^"]*thin-[^"]*\)".*/\1/p' | tail -1)"
 
 torture-vm: sanity-programs ## The same at every point: POINTS=all, or so many; COMMANDS=500 of LVM beside

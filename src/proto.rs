@@ -1,5 +1,5 @@
 //! The CSI messages, clients and servers that `build.rs` makes from `proto/csi.proto`. Nothing here is written
-//! by hand, and nothing here knows what a call does.
+//! by hand but the one extension, and nothing here knows what a call does.
 //!
 //! Messages that carry secrets cannot be printed, so they cannot end up in a log by mistake:
 //!
@@ -20,3 +20,7 @@
 )]
 
 tonic::include_proto!("csi.v1");
+
+/// Key of the metadata beside a CreateVolume request that says what to make the volume of, where a person asks for it. No
+/// parameter, since those come from the users of an orchestrator, who must not be able to name devices of a host.
+pub const IMPORT: &str = "lagan-import-bin";

@@ -10,9 +10,11 @@ use crate::{
     error::{Chain, Error, ErrorKind, Result},
 };
 
+mod backup;
 mod client;
 mod demo;
 mod doctor;
+mod import;
 mod out;
 mod pool;
 mod serve;

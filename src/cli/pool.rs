@@ -5,7 +5,14 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::{Common, Output, block_on, client::Daemon, client::refused, out};
+use super::{
+    Common, Output,
+    backup::{BackupArgs, RestoreArgs, backup, restore},
+    block_on,
+    client::Daemon,
+    client::refused,
+    out,
+};
 use crate::{
     app::thin_place,
     bytes::Bytes,
@@ -32,7 +39,7 @@ pub(super) struct Where {
 }
 
 impl Where {
-    fn place(self) -> Place {
+    pub(super) fn place(self) -> Place {
         let device = self.device.map(Place::Block);
         self.lvm.or(device).unwrap_or_else(|| Place::File(self.directory.unwrap_or_default()))
     }
@@ -81,6 +88,10 @@ pub(super) enum PoolCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Write all records of a pool as text, for a time when they are lost. It may be served meanwhile.
+    Backup(BackupArgs),
+    /// Put records back that are lost or damaged. The pool must not be served.
+    Restore(RestoreArgs),
     /// Let go of a pool that is not served, so that its disk can be taken away.
     #[command(visible_alias = "close")]
     Stop {
@@ -139,6 +150,8 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
             };
             out::talk("adopted");
         }
+        PoolCommand::Backup(args) => return backup(args),
+        PoolCommand::Restore(args) => return restore(args),
         PoolCommand::Stop { place } => match thin_place(&place.place()) {
             Ok(place) => thin::stop(&place, &Commands::find())?,
             Err(directory) => file::close(directory)?,

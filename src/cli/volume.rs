@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     Common, Output, block_on,
     client::{Daemon, refused, with_progress},
+    import::{ImportArgs, import},
     out,
 };
 use crate::{
@@ -37,6 +38,8 @@ pub(super) enum VolumeCommand {
     },
     /// Create a volume.
     Create(CreateArgs),
+    /// Make a volume of what is not Lagan's: a thin volume of LVM, a thin device, any device or file. It stays as it is.
+    Import(ImportArgs),
     /// Delete a volume and all that is in it.
     Delete {
         /// Its id.
@@ -94,6 +97,12 @@ pub(super) fn run(common: &Common, command: VolumeCommand) -> Result<ExitCode> {
         VolumeCommand::List => block_on(list(&config, output))?,
         VolumeCommand::Show { id } => block_on(show(&config, id, output))?,
         VolumeCommand::Create(args) => block_on(create(&config, args, output))?,
+        VolumeCommand::Import(args) => {
+            let volume = block_on(import(&config, args))?;
+            let mut rows = out::Rows::new(COLUMNS);
+            rows.add(row(&volume, Vec::new(), output));
+            rows.print(output)?;
+        }
         VolumeCommand::Delete { id, yes } => return delete(&config, id, yes),
         VolumeCommand::Unpublish { id, node } => block_on(unpublish(&config, id, node))?,
         VolumeCommand::Trim { id } => trim(&config, id)?,

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Call, Edge, answers, fields, not_offered, note, requests, status};
+use super::{Call, Edge, answers, fields, import, not_offered, note, requests, status};
 use crate::{
     blocking::apart,
     capability::Access,
@@ -64,9 +64,14 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
+        let import = import::read(request.metadata()).map_err(status)?;
         let request = request.into_inner();
-        let call = Call::new("CreateVolume", &request);
-        let wanted = requests::create_volume(&request, &self.edge.topology).map_err(status)?;
+        let mut call = Call::new("CreateVolume", &request);
+        let mut wanted = requests::create_volume(&request, &self.edge.topology).map_err(status)?;
+        if let Some(import) = import {
+            call = call.with(&import);
+            wanted = import::of(wanted, import).map_err(status)?;
+        }
         let mut locks = vec![(Key::VolumeName(wanted.name.clone()), Mode::Exclusive)];
         locks.extend(wanted.source.map(|source| match source {
             Source::Snapshot(id) => (Key::Snapshot(id), Mode::Shared),

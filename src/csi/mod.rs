@@ -28,6 +28,7 @@ mod controller;
 mod fields;
 mod group;
 mod identity;
+mod import;
 mod node;
 mod requests;
 pub mod status;
@@ -92,6 +93,12 @@ struct Call {
 impl Call {
     fn new(name: &'static str, request: &impl Message) -> Self {
         Self { name, fingerprint: Digest::of([name.as_bytes(), &request.encode_to_vec()]) }
+    }
+
+    /// The same with something that came beside the request.
+    fn with(self, beside: &impl ToString) -> Self {
+        let parts = [self.fingerprint.to_string(), beside.to_string()];
+        Self { fingerprint: Digest::of(parts.iter().map(|part| part.as_bytes())), ..self }
     }
 
     /// The task that this call is, on `subject`.

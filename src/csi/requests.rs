@@ -118,6 +118,7 @@ pub(super) fn create_volume(request: &proto::CreateVolumeRequest, here: &Topolog
         filesystem,
         pool: parameters.pool,
         source,
+        import: None,
         digest: digest(&request.parameters, source),
         reachable: here.meets(request.accessibility_requirements.as_ref()),
     })

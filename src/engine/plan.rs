@@ -147,6 +147,7 @@ mod tests {
             filesystem: None,
             pool: None,
             source: None,
+            import: None,
             digest: Digest::of([]),
             reachable: true,
         }

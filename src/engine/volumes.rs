@@ -14,7 +14,8 @@ use crate::{
     id::{PoolName, VolumeId},
     pool::{
         Pool, Progress, Sharing,
-        record::{Asked, Source, Timestamp, Volume},
+        import::Import,
+        record::{Asked, Content, Source, Timestamp, Volume},
     },
 };
 
@@ -37,6 +38,8 @@ pub struct NewVolume {
     pub pool: Option<PoolName>,
     /// To begin as a copy of this.
     pub source: Option<Source>,
+    /// To be made of this, which is not ours.
+    pub import: Option<Import>,
     /// Fingerprint of parameters and source.
     pub digest: Digest,
     /// The request's topology includes this host.
@@ -98,7 +101,10 @@ impl Engine {
             Some(Source::Volume(source)) => Some(pool.take_turn(source, Sharing::Shared).await?),
             _ => None,
         };
-        pool.create_volume(&volume, progress).await?;
+        let volume = match &wanted.import {
+            None => pool.create_volume(&volume, progress).await.map(|()| volume)?,
+            Some(from) => pool.import_volume(&volume, from, progress).await?,
+        };
         tracing::info!(volume = %volume.id, %size, "volume created");
         self.index().put_volume(volume.clone());
         drop(promise);
@@ -129,7 +135,10 @@ impl Engine {
             None => {
                 let pool = self.inner.pools.named(wanted.pool.as_ref()).await?;
                 self.ready(&pool).await?;
-                return Ok((pool, None));
+                let Some(from) = &wanted.import else { return Ok((pool, None)) };
+                // What it holds is found out when it is here.
+                let size = pool.importable(from).await?;
+                return Ok((pool, Some(SourceFacts { size, content: Content::Raw, block: true })));
             }
             Some(Source::Snapshot(id)) => {
                 let (pool, snapshot) = self.snapshot(id).await?;

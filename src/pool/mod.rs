@@ -20,17 +20,20 @@ use crate::{
 
 pub use crate::sys::file::Sharing;
 
+pub mod backup;
 pub mod fake;
 pub mod file;
 pub mod fill;
 pub mod format;
 mod identity;
+pub mod import;
 pub mod record;
 pub mod set;
 mod templates;
 pub mod thin;
 
 use fill::Fill;
+use import::Import;
 use record::{Group, Snapshot, Volume};
 
 /// In which roles a process opens a pool. Each role has at most one process a pool.
@@ -256,6 +259,22 @@ pub trait Pool: Send + Sync {
     /// Makes the volume that the record describes, with the content of its source or a new filesystem. It is there
     /// as a whole, durably, or not at all.
     async fn create_volume(&self, volume: &Volume, progress: &Arc<Progress>) -> Result<()>;
+
+    /// How long the volume would be that is made of something that is not ours. `Invalid` where this pool cannot.
+    async fn importable(&self, from: &Import) -> Result<Bytes> {
+        Err(import::cannot(from))
+    }
+
+    /// Makes a volume of something that is not ours, which stays as it is. The record comes back with what was found to
+    /// be in it. As a whole and durably, or not at all, as with any other.
+    async fn import_volume(
+        &self,
+        _volume: &Volume,
+        from: &Import,
+        _progress: &Arc<Progress>,
+    ) -> Result<Volume> {
+        Err(import::cannot(from))
+    }
 
     /// Removes a volume; fine where there is none. Snapshots of it are not affected.
     async fn delete_volume(&self, id: VolumeId) -> Result<()>;

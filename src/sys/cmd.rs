@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Where tools are looked for.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 /// How much of a tool's output is kept; the rest is read and dropped.
-const OUTPUT_LIMIT: usize = 64 << 10;
+const OUTPUT_LIMIT: usize = 4 << 20;
 
 /// A program that Lagan may start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,7 +138,7 @@ impl Found {
 pub struct Finished {
     /// Its exit status.
     pub status: ExitStatus,
-    /// The first 64 KiB of standard output and standard error, as they came.
+    /// The first 4 MiB of standard output and standard error, as they came: LVM may have much to report.
     pub output: String,
 }
 
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn output_is_bounded() {
-        let finished = shell("head -c 1000000 /dev/zero", Duration::from_secs(10)).unwrap();
+        let finished = shell("head -c 10000000 /dev/zero", Duration::from_secs(10)).unwrap();
         assert_eq!(finished.output.len(), OUTPUT_LIMIT);
     }
 

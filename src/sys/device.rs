@@ -82,19 +82,33 @@ pub fn node_of(kind: &str, number: DeviceNumber) -> PathBuf {
 /// # Errors
 /// Those of open(2) and mknod(2); an error where the node stands for another device.
 pub fn open(node: &Path, number: DeviceNumber) -> io::Result<File> {
-    let open = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(node);
-    let file = match open() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            match mknodat(CWD, node, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number.raw()) {
-                Ok(()) | Err(Errno::EXIST) => open()?,
-                Err(error) => return Err(error.into()),
-            }
-        }
+    let writable = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).to_owned();
+    match open_with(&writable, node, number) {
         // One that is read-only refuses to be opened for writing.
         Err(error)
             if Errno::from_io_error(&error).is_some_and(|e| e == Errno::ROFS || e == Errno::ACCESS) =>
         {
-            OpenOptions::new().read(true).open(node)?
+            open_with(OpenOptions::new().read(true), node, number)
+        }
+        other => other,
+    }
+}
+
+/// Opens a block device for reading past the page cache; otherwise as [`open`].
+///
+/// # Errors
+/// As [`open`].
+pub fn open_direct(node: &Path, number: DeviceNumber) -> io::Result<File> {
+    open_with(OpenOptions::new().read(true).custom_flags(libc::O_DIRECT), node, number)
+}
+
+fn open_with(options: &OpenOptions, node: &Path, number: DeviceNumber) -> io::Result<File> {
+    let file = match options.open(node) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match mknodat(CWD, node, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, number.raw()) {
+                Ok(()) | Err(Errno::EXIST) => options.open(node)?,
+                Err(error) => return Err(error.into()),
+            }
         }
         other => other?,
     };

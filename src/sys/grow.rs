@@ -12,10 +12,7 @@ use super::{
     raw,
     superblock::{self, Contents},
 };
-use crate::{
-    bytes::Bytes,
-    filesystem::{BLOCK, Filesystem},
-};
+use crate::{bytes::Bytes, filesystem::Filesystem};
 
 /// A filesystem may leave the end of its device unused where another allocation group does not fit (ext4: its
 /// inode table and bitmaps; xfs: 64 blocks). Below this much nothing is to be gained.
@@ -27,7 +24,9 @@ pub(super) fn grow(filesystem: Filesystem, device: &Device, mount: BorrowedFd<'_
     if device.size.minus(before) < TAIL {
         return Ok(before);
     }
-    let blocks = device.size.get() / BLOCK.get();
+    // One that was imported may have others than ours.
+    let block = u64::try_from(rustix::fs::fstatfs(mount)?.f_bsize).unwrap_or_default().max(512);
+    let blocks = device.size.get() / block;
     match filesystem {
         Filesystem::Ext4 => rustix::fs::ext4_ioc_resize_fs(mount, blocks).map_err(|error| match error {
             Errno::PERM => io::Error::new(

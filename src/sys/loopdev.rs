@@ -1,5 +1,6 @@
-//! Loop devices: a file as a block device, by ioctl, with direct I/O and 4096-byte blocks. A device is found by the
-//! inode behind it, never by a path; what it is bound to is asked of the kernel each time.
+//! Loop devices: a file as a block device, by ioctl, with direct I/O and 4096-byte sectors, shorter ones only for what was
+//! laid out in them elsewhere. A device is found by the inode behind it, never by a path; what it is bound to is asked of
+//! the kernel each time.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,8 +14,9 @@ use rustix::io::Errno;
 use super::{
     device::{self, Device, DeviceNumber, Inode},
     raw,
+    superblock::sector_of,
 };
-use crate::{bytes::Bytes, filesystem::BLOCK};
+use crate::bytes::Bytes;
 
 const LOOP_MAJOR: u32 = 7;
 /// What the names of their nodes begin with.
@@ -94,7 +96,10 @@ pub fn bind(backing: &File, binding: &Binding<'_>) -> io::Result<LoopDevice> {
         raw::loop_clear(device.file.as_fd())?;
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            "the filesystem of the pool does not allow direct I/O in 4096-byte blocks",
+            format!(
+                "the filesystem of the pool does not allow direct I/O in sectors of {}",
+                sector_of(backing)?
+            ),
         ));
     }
     Err(Errno::BUSY.into())
@@ -110,7 +115,8 @@ fn configuration(backing: &File, binding: &Binding<'_>) -> io::Result<raw::LoopC
     let label = binding.label.as_bytes();
     let place = info.file_name.get_mut(..label.len()).filter(|_| label.len() <= LABEL_LIMIT);
     place.ok_or(Errno::NAMETOOLONG)?.copy_from_slice(label);
-    let block_size = u32::try_from(BLOCK.get()).map_err(io::Error::other)?;
+    // What was imported may have been laid out in shorter sectors than ours.
+    let block_size = u32::try_from(sector_of(backing)?.get()).map_err(io::Error::other)?;
     let fd = u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?;
     Ok(raw::LoopConfig { fd, block_size, info, reserved: [0; 8] })
 }

@@ -6,6 +6,7 @@ pub mod disk;
 pub mod dm;
 pub mod fake;
 pub mod file;
+pub mod foreign;
 pub mod grow;
 pub mod host;
 pub mod kernel;
@@ -15,6 +16,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod superblock;
 pub mod target;
+pub mod thin_metadata;
 
 mod holders;
 mod raw;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
+mod backup;
 mod commands;
 mod copies;
 #[path = "../support/counter.rs"]
@@ -13,6 +14,7 @@ mod formats;
 mod freeze;
 mod groups;
 mod growth;
+mod import;
 #[path = "../support/kill.rs"]
 mod kill;
 mod life;

@@ -46,12 +46,14 @@ pub(crate) fn lvm(arguments: &[&str]) -> String {
 /// Makes the group and the thin pool on the disk, once; what was there is gone. The machine goes after the tests, and
 /// they with it.
 pub(crate) fn ensure(pool_mib: u32) {
-    MADE.get_or_init(|| make(VG, &disk().expect("LAGAN_TEST_DISK must name a disk"), pool_mib, 64));
+    // Room for the worst case of many volumes.
+    let metadata_mib = pool_mib / 16;
+    MADE.get_or_init(|| make(VG, &disk().expect("LAGAN_TEST_DISK must name a disk"), pool_mib, metadata_mib));
 }
 
 fn make(vg: &str, disk: &str, pool_mib: u32, metadata_mib: u32) {
     unmake(vg, disk);
-    lvm(&["vgcreate", "-y", vg, disk]);
+    lvm(&["vgcreate", "-y", "--metadatasize", "16m", vg, disk]);
     let (size, metadata) = (format!("{pool_mib}m"), format!("{metadata_mib}m"));
     lvm(&[
         "lvcreate",

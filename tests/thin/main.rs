@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
+mod backup;
 mod beside;
 mod block;
 #[path = "../support/counter.rs"]
@@ -10,6 +11,7 @@ mod counter;
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
+mod doctor;
 mod extend;
 mod full;
 #[path = "../support/group.rs"]
@@ -17,6 +19,7 @@ mod group;
 mod groups;
 mod guarded;
 mod guardian;
+mod import;
 #[path = "../support/kill.rs"]
 mod kill;
 mod kills;

@@ -167,7 +167,7 @@ impl Inner {
 
     /// Refuses a copy for which there is no room beside the reserve: running out half-way would fail the writes of
     /// every other volume too.
-    fn expect_room(&self, amount: Bytes) -> Result<()> {
+    pub(super) fn expect_room(&self, amount: Bytes) -> Result<()> {
         let room = self.store.root.room().doing(|| "look at the pool's filesystem")?;
         let free = room.free.minus(room.total.percent(self.settings.reserve_percent));
         if amount <= free {
@@ -233,7 +233,7 @@ pub(super) fn share(from: &File, to: &File) -> Result<()> {
 
 /// Makes a file as long as its volume. Never shorter: a source that is longer than its record has been grown by a call
 /// that did not end, and a filesystem in it may reach into what would be cut off.
-fn extend(file: &File, size: Bytes) -> Result<()> {
+pub(super) fn extend(file: &File, size: Bytes) -> Result<()> {
     let what = || "set the length of the file";
     let length = file::stat(file).doing(what)?.length;
     if length > size {
@@ -244,7 +244,7 @@ fn extend(file: &File, size: Bytes) -> Result<()> {
 }
 
 /// Replays the journal of the filesystem in a file.
-fn replay(file: &File, filesystem: Filesystem) -> Result<()> {
+pub(super) fn replay(file: &File, filesystem: Filesystem) -> Result<()> {
     let what = || format!("replay the journal of the copied {filesystem}");
     let binding = Binding { read_only: false, autoclear: true, label: REPLAY };
     let backing = file::stat(file).doing(what)?.inode;

@@ -38,6 +38,11 @@ impl Marker {
         Self { lagan_pool: VERSION, id, machine: machine.to_owned(), created }
     }
 
+    /// That of a pool that has lost it.
+    pub(super) fn of(id: PoolId, machine: &str) -> Self {
+        Self { id, ..Self::new(machine) }
+    }
+
     /// The same pool, served by another machine.
     pub(super) fn adopted_by(self, machine: &str) -> Self {
         Self { machine: machine.to_owned(), ..self }

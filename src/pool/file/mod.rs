@@ -1,7 +1,8 @@
 //! The file pool: a volume is a sparse file on a loop device. A snapshot shares its blocks on xfs and btrfs, and is a
 //! sparse copy elsewhere. This file says what the pool promises; the others how: `marker` its identity and locks,
-//! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `groups` snapshots at
-//! one instant, `templates` new filesystems, `pause` sources in use, `attach` devices, `image` a pool in one file.
+//! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `import` what comes
+//! from elsewhere, `groups` snapshots at one instant, `templates` new filesystems, `pause` sources in use, `attach`
+//! devices, `image` a pool in one file, `restore` records as text and back.
 
 use std::{
     path::PathBuf,
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Trouble, Turn,
     fill::{Fill, Part},
+    import::{self as imports, Import},
     record::{Group, Snapshot, Volume},
 };
 use crate::{
@@ -37,12 +39,15 @@ mod attach;
 mod content;
 mod groups;
 mod image;
+mod import;
 mod marker;
 mod pause;
+mod restore;
 mod store;
 mod templates;
 
 pub use admin::{adopt, close, delete, identify, init};
+pub use restore::{backup, restore};
 
 use super::templates::Templates;
 use admin::{check_filesystem, open_directory, read_marker};
@@ -382,6 +387,21 @@ impl Pool for FilePool {
     async fn create_volume(&self, volume: &Volume, progress: &Arc<Progress>) -> Result<()> {
         let (volume, progress) = (volume.clone(), Arc::clone(progress));
         self.run(move |inner| inner.create_volume(&volume, &progress)).await
+    }
+
+    async fn importable(&self, from: &Import) -> Result<Bytes> {
+        let from = from.clone();
+        self.run(move |_| Ok(imports::open(&from)?.length())).await
+    }
+
+    async fn import_volume(
+        &self,
+        volume: &Volume,
+        from: &Import,
+        progress: &Arc<Progress>,
+    ) -> Result<Volume> {
+        let (volume, from, progress) = (volume.clone(), from.clone(), Arc::clone(progress));
+        self.run(move |inner| inner.import_volume(&volume, &from, &progress)).await
     }
 
     async fn delete_volume(&self, id: VolumeId) -> Result<()> {

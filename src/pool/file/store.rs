@@ -24,7 +24,7 @@ use crate::{
 
 /// The attribute that holds the record. Those of the `trusted` kind may use the blocks that XFS keeps back for a full
 /// disk, so that a grant can be taken back even then; and only root can change them.
-const ATTRIBUTE: &str = "trusted.lagan";
+pub(super) const ATTRIBUTE: &str = "trusted.lagan";
 /// What follows the uuid in a file's name.
 const SUFFIX: &str = ".raw";
 
@@ -147,6 +147,12 @@ impl Store {
     /// The same with a record as it is stored.
     pub(super) fn rewrite_as(&self, file: &File, record: &[u8]) -> Result<()> {
         file::set_attribute(file, ATTRIBUTE, record).doing(|| "store a record")?;
+        self.flush(|| file.sync_all())
+    }
+
+    /// Puts a record, as it is stored, onto a file that may have none, durably.
+    pub(super) fn put_back(&self, file: &File, stored: &[u8]) -> Result<()> {
+        file::set_attribute(file, ATTRIBUTE, stored).doing(|| "put a record back")?;
         self.flush(|| file.sync_all())
     }
 

@@ -189,6 +189,24 @@ pub(super) fn header(path: &Path) -> Result<Header> {
     Ok(Taken::open(path)?.header)
 }
 
+/// Writes a header that is lost: without one nothing says what lies where.
+pub(super) fn ensure_header(path: &Path, header: &Header) -> Result<()> {
+    let _alone = Taken::lock(path)?;
+    let disk = Disk::open_alone(path)?;
+    if Header::read(disk.fresh()?, RECORDS.start)?.is_some() {
+        return Ok(());
+    }
+    let Some(layout) = header.disk.clone() else {
+        let what = format!("{}: the backup is of a pool of LVM", path.display());
+        return Err(Error::new(ErrorKind::Mismatch, what));
+    };
+    drop(disk);
+    let taken = Taken { disk: Disk::open(path)?, header: header.clone(), layout };
+    let mapper = open_mapper()?;
+    let records = taken.start(&mapper, Part::Records)?;
+    header.write(&taken.records(records).open()?)
+}
+
 /// Finds the pool on a disk, and starts it where this process may.
 pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
     if role == Role::Observer {

@@ -27,6 +27,8 @@ pub(super) const OURS: &str = "LAGAN-";
 /// For a moment, by ourselves.
 const WORK: &str = "work";
 
+/// What the names of notes begin with.
+const NOTE: &str = "lagan-pause-";
 /// How long LVM may let the pool stand still.
 const POOL_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -306,6 +308,10 @@ impl Devices {
                 self.remove(&name)?;
                 continue;
             }
+            if name.starts_with(NOTE) {
+                done.extend(self.end_noted_pause(&name)?);
+                continue;
+            }
             if info.suspended && (info.active || info.pending) {
                 self.mapper.resume(&name).doing(|| format!("resume {name}"))?;
                 done.push(format!("let device {name} go on"));
@@ -314,6 +320,38 @@ impl Devices {
                 done.push(format!("removed device {name}"));
             }
         }
+        Ok(done)
+    }
+
+    /// Notes that a device of somebody else is about to stand still: as a device without a table, which lasts as long as
+    /// that one does.
+    pub(super) fn note_pause(&self, number: DeviceNumber) -> Result<()> {
+        let (name, uuid) = (format!("{NOTE}{number}"), format!("{OURS}{}-pause-{number}", self.pool));
+        self.mapper.create(&name, &uuid).map(drop).doing(|| format!("note the pause of device {number}"))
+    }
+
+    /// Takes the note away once the device goes on.
+    pub(super) fn forget_pause(&self, number: DeviceNumber, device: &str) -> Result<()> {
+        let what = || format!("forget the pause of device {number}");
+        if self.mapper.info(device).doing(what)?.is_some_and(|info| info.suspended) {
+            return Err(Error::new(ErrorKind::Unsettled, format!("{}: it stands still", what())));
+        }
+        self.remove(&format!("{NOTE}{number}")).map(drop)
+    }
+
+    /// Lets a device of somebody else go on, if a note says that we made it stand still.
+    fn end_noted_pause(&self, note: &str) -> Result<Option<String>> {
+        let what = || format!("end the pause that {note} notes");
+        let number = note.strip_prefix(NOTE).unwrap_or_default();
+        let mut all = self.mapper.list().doing(what)?.into_iter();
+        let mut done = None;
+        if let Some((name, _)) = all.find(|(_, known)| known.to_string() == number)
+            && self.mapper.info(&name).doing(what)?.is_some_and(|info| info.suspended && info.active)
+        {
+            self.mapper.resume(&name).doing(what)?;
+            done = Some(format!("let device {name} go on"));
+        }
+        self.remove(note)?;
         Ok(done)
     }
 

@@ -41,6 +41,11 @@ impl Header {
         Self { lagan_pool: VERSION, id, machine: machine.to_owned(), created, number: 0, disk }
     }
 
+    /// One that a pool had before.
+    pub(super) fn of(id: PoolId, machine: &str, disk: Option<Layout>) -> Self {
+        Self { id, ..Self::new(machine, disk) }
+    }
+
     /// The same of another machine.
     pub(super) fn with_machine(&self, machine: &str) -> Self {
         Self { machine: machine.to_owned(), ..self.clone() }

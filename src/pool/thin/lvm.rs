@@ -89,7 +89,7 @@ fn anchor_of(place: &VolumeGroup) -> String {
     format!("{}_anchor", place.thin_pool)
 }
 
-fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<String> {
+pub(super) fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<String> {
     let (command, rest) = arguments.split_first().unwrap_or((&"version", &[]));
     let config = CONFIG.to_owned() + &hide_tenants(commands)?;
     let arguments = [&[*command, "--config", &config], rest].concat();
@@ -239,12 +239,8 @@ pub fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> Result<P
     if line_of(&lines, &records).is_some() {
         return Err(Error::new(ErrorKind::Mismatch, format!("{}: there is one already", what())));
     }
-    let data = line_of(&lines, &format!("[{}_tdata]", place.thin_pool));
-    let mirrored = data.is_some_and(|data| data.segtype.starts_with("raid"));
-    let redundancy: &[&str] = if mirrored { &["--type", "raid1", "-m", "1"] } else { &[] };
     let change = |arguments: &[&str]| run(commands, AfterDeadline::LeaveRunning, arguments);
-    let make = ["lvcreate", "-y", "-Wy", "-Zy", "-n", &records, "-L", RECORDS];
-    change(&[&make, redundancy, &["--", &place.vg]].concat())?;
+    make_records(place, &lines, commands)?;
     let full = format!("{}/{}", place.vg, place.thin_pool);
     if line_of(&lines, &anchor).is_none() {
         change(&["lvcreate", "-y", "-n", &anchor, "-V", "4m", "--thinpool", &full])?;
@@ -263,6 +259,30 @@ pub fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> Result<P
     }
     Slots::format(&found.records.open()?, &header)?;
     Ok(header.id)
+}
+
+/// Makes the device of records, with the redundancy of the pool.
+fn make_records(place: &VolumeGroup, lines: &[Line], commands: &Commands) -> Result<()> {
+    let data = line_of(lines, &format!("[{}_tdata]", place.thin_pool));
+    let mirrored = data.is_some_and(|data| data.segtype.starts_with("raid"));
+    let redundancy: &[&str] = if mirrored { &["--type", "raid1", "-m", "1"] } else { &[] };
+    let make = ["lvcreate", "-y", "-Wy", "-Zy", "-n", &records_of(place), "-L", RECORDS];
+    let arguments = [&make, redundancy, &["--", &place.vg]].concat();
+    run(commands, AfterDeadline::LeaveRunning, &arguments).map(drop)
+}
+
+/// Makes the device of records of a pool that has lost it; `false` where it is there.
+pub(super) fn ensure_records(place: &VolumeGroup, commands: &Commands) -> Result<bool> {
+    let lines = report(place, commands)?;
+    if line_of(&lines, &place.thin_pool).is_none() {
+        let what = format!("volume group {} has no {}", place.vg, place.thin_pool);
+        return Err(Error::new(ErrorKind::Unavailable, what));
+    }
+    let missing = line_of(&lines, &records_of(place)).is_none();
+    if missing {
+        make_records(place, &lines, commands)?;
+    }
+    Ok(missing)
 }
 
 /// Makes the data or the metadata of a pool longer, from what the volume group has free. The pool may be in use. Nothing

@@ -1,8 +1,10 @@
 //! Thin pools: a volume is a thin device inside a device-mapper thin pool, made by one kernel message. LVM makes, grows,
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
-//! snapshots come and go, `groups` snapshots at one instant, `templates` new filesystems, `pause` volumes in use, `lvm` where
-//! a pool is found and how one is prepared, `tenants` what LVM is not to read, `mend` what a killed LVM leaves.
+//! snapshots come and go, `groups` snapshots at one instant, `templates` new filesystems, `pause` volumes in use, `place`
+//! where a pool is (`lvm`, or `block` with its `layout`), `tenants` what LVM is not to read, `mend` what a killed LVM
+//! leaves, `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to
+//! know, `care` what keeps it from running full, `restore` records as text, `state` what there is and how it is.
 
 use std::{
     collections::HashSet,
@@ -14,25 +16,18 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
-    Turn,
+    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Sharing, Trouble, Turn,
     fill::Fill,
+    import::Import,
     record::{Group, Snapshot, Volume},
     templates::Templates,
 };
 use crate::{
     blocking::blocking,
     bytes::Bytes,
-    error::{Doing, Error, ErrorKind, Result},
-    filesystem::BLOCK,
+    error::{Error, ErrorKind, Result},
     id::{GroupId, PoolId, SnapshotId, VolumeId},
-    sys::{
-        cmd::Commands,
-        device::DeviceNumber,
-        file::ByteLock,
-        minder::Minder,
-        superblock::{self, Contents},
-    },
+    sys::{cmd::Commands, device::DeviceNumber, file::ByteLock, minder::Minder, superblock::Contents},
 };
 
 mod below;
@@ -42,13 +37,18 @@ mod devices;
 mod flush;
 mod groups;
 mod header;
+mod import;
 mod layout;
 mod lvm;
 mod mend;
+mod metadata;
 mod objects;
 mod pause;
 mod place;
+pub mod report;
+mod restore;
 mod slots;
+mod state;
 mod templates;
 mod tenants;
 
@@ -56,6 +56,7 @@ pub use block::{extend as extend_disk, init as init_disk, repair};
 pub use care::Extend;
 pub use lvm::{VolumeGroup, extend as extend_group, init as init_group};
 pub use place::{Place, adopt, identify, stop};
+pub use restore::{backup, restore};
 
 use below::{Mode, Status};
 use devices::Devices;
@@ -90,6 +91,7 @@ pub struct ThinPool {
 #[derive(Debug)]
 struct Inner {
     id: PoolId,
+    role: Role,
     settings: Settings,
     records: place::Device,
     slots: Slots,
@@ -154,6 +156,7 @@ impl ThinPool {
             templates,
             template_thins: Mutex::new(template_thins),
             id: header.id,
+            role,
             settings,
             records: found.records,
             slots,
@@ -227,90 +230,6 @@ impl Inner {
         self.admit(volume.size.minus(before.size))?;
         self.slots.put(entry.thin, Stage::Ready, Object::Volume(volume.clone()))?;
         self.devices.resize(volume.id.uuid, entry.thin, volume.size)
-    }
-
-    fn list(&self) -> Result<Listing> {
-        let (entries, damaged) = self.slots.all()?;
-        let mut listing = Listing { damaged, ..Listing::default() };
-        let hidden = groups::unfinished(&entries);
-        for entry in entries.into_iter().filter(|entry| entry.stage == Stage::Ready) {
-            match entry.object {
-                Object::Volume(volume) => listing.volumes.push(volume),
-                Object::Snapshot(snapshot) => listing.snapshots.push(snapshot),
-                Object::Template(_) => {}
-                Object::Group(group) => listing.groups.push(group),
-            }
-        }
-        listing.snapshots.retain(|snapshot| snapshot.group.is_none_or(|group| !hidden.contains(&group)));
-        Ok(listing)
-    }
-
-    /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
-    fn recover(&self) -> Result<Vec<String>> {
-        let mut done = self.devices.sweep()?;
-        if let Err(error) = self.devices.below() {
-            done.push(format!("left as it is, since the thin pool does not run: {error}"));
-            return Ok(done);
-        }
-        done.extend(self.recover_groups()?);
-        let (entries, _) = self.slots.all()?;
-        for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
-            let uuid = entry.object.uuid();
-            if self.devices.detach(uuid, None)? == Detached::StillUsed {
-                done.push(format!("left {} alone: its device is in use", uuid.simple()));
-                continue;
-            }
-            let verb =
-                if entry.stage == Stage::Making { "undid the making" } else { "finished the removing" };
-            self.delete(entry)?;
-            done.push(format!("{verb} of {}", uuid.simple()));
-        }
-        Ok(done)
-    }
-
-    fn capacity(&self) -> Result<Capacity> {
-        let Status { data, .. } = self.status()?;
-        Ok(Capacity {
-            total: data.total,
-            free: data.total.minus(data.used),
-            foreign: Bytes::ZERO,
-            reserve: data.total.percent(self.settings.reserve_percent),
-            overcommit_percent: self.settings.overcommit_percent,
-            maximum: Bytes::MAX.round_down(BLOCK),
-        })
-    }
-
-    fn probe(&self, id: VolumeId) -> Result<Contents> {
-        let (entry, volume) = self.ready_volume(id)?;
-        let what = || format!("read the first blocks of {id}");
-        let held = match self.devices.attached(id.uuid)?.first() {
-            Some((info, _)) => Some(self.devices.hold(id.uuid, info.number)?),
-            None => None,
-        };
-        if let Some(held) = held {
-            let file = std::fs::File::open(&held.attached.device.path).doing(what)?;
-            return superblock::probe(&file, held.attached.device.size).doing(what);
-        }
-        let work = self.devices.work_on(id.uuid, entry.thin, volume.size)?;
-        superblock::probe(work.file()?, volume.size).doing(what)
-    }
-
-    fn examine(&self) -> Result<Vec<Trouble>> {
-        let mut found = Vec::new();
-        let mut trouble =
-            |severity, reason, message: String| found.push(Trouble { severity, reason, message });
-        if let Err(error) = self.devices.below() {
-            trouble(Severity::Inaccessible, "PoolNeedsRepair", error.to_string());
-            return Ok(found);
-        }
-        let status = self.status()?;
-        if let Err(error) = status.check() {
-            let severity =
-                if status.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
-            trouble(severity, "PoolNeedsRepair", error.to_string());
-        }
-        found.extend(status.fills().iter().filter_map(Fill::trouble));
-        Ok(found)
     }
 }
 
@@ -392,6 +311,21 @@ impl Pool for ThinPool {
     async fn create_volume(&self, volume: &Volume, _progress: &Arc<Progress>) -> Result<()> {
         let volume = volume.clone();
         self.run(move |inner| inner.create_volume(&volume)).await
+    }
+
+    async fn importable(&self, from: &Import) -> Result<Bytes> {
+        let from = from.clone();
+        self.run(move |inner| inner.importable(&from)).await
+    }
+
+    async fn import_volume(
+        &self,
+        volume: &Volume,
+        from: &Import,
+        progress: &Arc<Progress>,
+    ) -> Result<Volume> {
+        let (volume, from, progress) = (volume.clone(), from.clone(), Arc::clone(progress));
+        self.run(move |inner| inner.import_volume(&volume, &from, &progress)).await
     }
 
     async fn delete_volume(&self, id: VolumeId) -> Result<()> {

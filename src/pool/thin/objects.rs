@@ -31,6 +31,8 @@ pub(super) enum Origin {
     Quiet(u32),
     /// A copy of this one of a volume, which may be in use.
     Live(u32, Uuid),
+    /// A copy of this one, which is not ours and may be in use.
+    Foreign(u32),
 }
 
 impl Inner {
@@ -74,6 +76,9 @@ impl Inner {
                 Origin::Quiet(origin) => below::snapshot(mapper, pool, thin, origin),
                 Origin::Live(origin, owner) => {
                     self.paused(&[owner], || below::snapshot(mapper, pool, thin, origin))
+                }
+                Origin::Foreign(origin) => {
+                    self.foreign_paused(origin, || below::snapshot(mapper, pool, thin, origin))
                 }
             };
             match made {

@@ -27,6 +27,11 @@ impl Inner {
         for owner in owners {
             names.extend(self.devices.attached(*owner)?.into_iter().map(|(info, _)| info.name));
         }
+        self.paused_devices(&names, work)
+    }
+
+    /// The same with devices by their names.
+    pub(super) fn paused_devices<T>(&self, names: &[String], work: impl FnOnce() -> Result<T>) -> Result<T> {
         if names.is_empty() {
             return work();
         }
@@ -40,7 +45,7 @@ impl Inner {
                 .iter()
                 .try_for_each(|name| self.devices.mapper.resume(name).doing(|| format!("resume {name}")))
         };
-        let pause = minder.suspend(&self.devices.mapper, &names, limit);
+        let pause = minder.suspend(&self.devices.mapper, names, limit);
         if pause.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
             // The minder has died, perhaps after it had begun.
             resume()?;

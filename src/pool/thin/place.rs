@@ -65,6 +65,14 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// The name of the thin pool.
+    pub(super) fn below(&self) -> Result<&str> {
+        match &self.below {
+            Ok((name, _)) => Ok(name),
+            Err(why) => Err(Error::new(ErrorKind::Unavailable, why)),
+        }
+    }
+
     /// The pool's header.
     pub(super) fn header(&self) -> Result<Header> {
         Header::read(&self.records.open()?, Bytes::ZERO)?.ok_or_else(|| {

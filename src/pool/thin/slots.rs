@@ -309,7 +309,7 @@ impl Known {
 }
 
 /// The block of a pair that counts. One that is torn does not, as long as the other one does.
-fn later(pair: &[u8]) -> std::result::Result<Option<(u8, Entry)>, record::BadRecord> {
+pub(super) fn later(pair: &[u8]) -> std::result::Result<Option<(u8, Entry)>, record::BadRecord> {
     let (first, second) = pair.split_at(BLOCK);
     match (parse(first), parse(second)) {
         (Block::Blank, Block::Blank) => Ok(None),
@@ -322,11 +322,11 @@ fn later(pair: &[u8]) -> std::result::Result<Option<(u8, Entry)>, record::BadRec
     }
 }
 
-fn offset_of(index: u64, side: u8) -> u64 {
+pub(super) fn offset_of(index: u64, side: u8) -> u64 {
     (HEADERS + 2 * index + u64::from(side)) * BLOCK as u64
 }
 
-fn length_of(device: &File) -> io::Result<u64> {
+pub(super) fn length_of(device: &File) -> io::Result<u64> {
     Ok(rustix::fs::seek(device, rustix::fs::SeekFrom::End(0))?)
 }
 

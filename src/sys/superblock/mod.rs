@@ -22,7 +22,10 @@ use uuid::Uuid;
 
 pub use self::mkfs::mkfs_arguments;
 use self::page::{CHUNK, Chunk, Image, PAGE, Page};
-use crate::{bytes::Bytes, filesystem::Filesystem};
+use crate::{
+    bytes::Bytes,
+    filesystem::{BLOCK, Filesystem},
+};
 
 /// What an image holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +93,23 @@ pub fn probe(image: &File, length: Bytes) -> io::Result<Contents> {
         (None, _) if is_blank(image, length)? => Ok(Contents::Blank),
         (None, _) => Ok(Contents::Unknown),
     }
+}
+
+/// The logical sectors that a device must have for what is on an image: short ones where somebody else has laid out a
+/// filesystem or a table of partitions in those, ours for everything else.
+///
+/// # Errors
+/// Those of reading.
+pub fn sector_of(image: &File) -> io::Result<Bytes> {
+    let page = match Page::read(image, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(BLOCK),
+        other => other?.0,
+    };
+    let xfs = page::be32(&page, 0) == 0x5846_5342 && page::be16(&page, 102) < 4096;
+    // ext2 and its children: 1024 shifted by this is the length of a block.
+    let ext = page::le16(&page, 1024 + 56) == 0xEF53 && page::le32(&page, 1024 + 24) < 2;
+    let gpt = page[512..520] == *b"EFI PART";
+    Ok(if xfs || ext || gpt { Bytes::new(512) } else { BLOCK })
 }
 
 /// Gives the filesystem on an image of `length` bytes a new identity, in all the places that carry it.

@@ -13,9 +13,12 @@ use crate::{
     engine::accountant::audit,
     error::{Chain, Result},
     filesystem::Filesystem,
+    pool::thin::{self, report},
     proto::ProbeRequest,
     sys::{cmd::Commands, file::Directory, host, mountinfo},
 };
+
+mod lvm;
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -88,7 +91,13 @@ async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
     for pool in &config.pools {
         // The built-in one is made at the first start; one that is configured was made by somebody.
         let missing = if config.default_pool { Verdict::Warning } else { Verdict::Failure };
-        examine_pool(&pool.place, &format!("pool {}", pool.name), missing, &mut findings);
+        let subject = format!("pool {}", pool.name);
+        examine_pool(&pool.place, &subject, missing, &mut findings);
+        if let Ok(thin::Place::Lvm(group)) = app::thin_place(&pool.place) {
+            let report = report::report(&group, &Commands::find());
+            let place = pool.place.to_string();
+            findings.extend(lvm::judge(&subject, &place, pool.overcommit_percent, &report));
+        }
     }
     examine_roots(config, &mut findings);
     findings.push(examine_daemon(config).await);
