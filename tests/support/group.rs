@@ -25,7 +25,7 @@ pub(crate) fn has_udev() -> bool {
 pub(crate) fn config() -> String {
     let udev = if has_udev() { "" } else { "udev_sync=0 udev_rules=0 verify_udev_operations=1" };
     format!(
-        "devices{{filter=[\"a|^/dev/vd|\",\"r|.*|\"]}} backup{{backup=0 archive=0}} activation{{monitoring=0 {udev}}}"
+        "devices{{filter=[\"a|^/dev/vd|\",\"r|.*|\"]}} backup{{backup=0 archive=0}} activation{{monitoring=0 retry_deactivation=0 {udev}}}"
     )
 }
 
