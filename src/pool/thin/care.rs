@@ -15,7 +15,6 @@ use crate::{
     bytes::Bytes,
     error::{Error, ErrorKind, Result},
     pool::fill::{Fill, Part},
-    sys::dm::Mapper,
 };
 
 /// Mappings that a block of metadata holds at worst: 252 in a leaf, which may be half empty after insertions in a bad
@@ -127,10 +126,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until something happens to any device of device-mapper: a pool that passes its low-water mark or changes its
 /// mode, but a device that comes or goes as well. For ever where the kernel does not tell.
-pub(super) async fn event() {
+pub(super) async fn event(place: &Place) {
     let (tell, told) = oneshot::channel();
+    let mapper = place.mapper();
     let wait = move || {
-        if Mapper::open().and_then(|mapper| mapper.wait_for_event(PATIENCE)).unwrap_or(false) {
+        if mapper.is_ok_and(|mapper| mapper.wait_for_event(PATIENCE).unwrap_or(false)) {
             // Nobody may be waiting any more.
             tell.send(()).unwrap_or_default();
         }
