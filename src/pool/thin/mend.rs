@@ -61,7 +61,10 @@ pub(super) fn mend(
         }
     }
     drop(lock);
-    lvm::refresh(place, commands)?;
+    // They run as before the command; what it has agreed upon comes with the next one, if not now.
+    if let Err(error) = lvm::refresh(place, commands) {
+        tracing::warn!(%error, "the devices of the pool are not what LVM has recorded");
+    }
     Ok(done)
 }
 
@@ -70,7 +73,9 @@ fn stopped(mapper: &Mapper, parts: &[Line]) -> Result<Vec<Info>> {
     let what = || "look for devices of LVM that stand still";
     let mut found = Vec::new();
     for (name, _) in mapper.list().doing(what)? {
-        let info = mapper.info(&name).doing(what)?.filter(|info| info.suspended || info.pending);
+        // One that never had a table is of no volume.
+        let stopped = |info: &Info| info.active && (info.suspended || info.pending);
+        let info = mapper.info(&name).doing(what)?.filter(stopped);
         found.extend(info.filter(|info| parts.iter().any(|part| info.uuid.starts_with(&part.uuid("")))));
     }
     Ok(found)
