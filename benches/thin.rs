@@ -30,6 +30,8 @@ use lagan::{
 mod disk;
 #[path = "../tests/support/group.rs"]
 mod group;
+#[path = "thin/sets.rs"]
+mod sets;
 
 use group::{POOL, VG, lvm};
 
@@ -104,6 +106,7 @@ impl Ours {
                 block: true,
                 used: Bytes::ZERO,
                 created: Timestamp::now(),
+                group: None,
             };
             let cut = timed(&mut costs.snapshot, || {
                 self.runtime.block_on(self.pool.create_snapshot(&snapshot, &Arc::default())).unwrap()
@@ -152,8 +155,9 @@ fn main() {
     let minder = Arc::new(Minder::start().unwrap());
     let commands = Arc::new(Commands::find());
     group::ensure(4096);
-    let place = thin::Place { vg: VG.into(), thin_pool: POOL.into() };
-    thin::init(&place, "bench", &commands).unwrap();
+    let group = thin::VolumeGroup { vg: VG.into(), thin_pool: POOL.into() };
+    thin::init_group(&group, "bench", &commands).unwrap();
+    let place = thin::Place::Lvm(group);
     let settings = thin::Settings {
         place,
         machine: "bench".into(),
@@ -161,6 +165,7 @@ fn main() {
         overcommit_percent: 10_000,
         freeze_limit: Duration::from_secs(30),
         templates: 4,
+        extend: None,
     };
     let pool = ThinPool::open(settings, Role::Both, None, commands, Some(minder)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -176,6 +181,7 @@ fn main() {
     println!("kernel {}", lagan::sys::host::kernel_release());
     let few = ours.costs(15).medians();
     report(10, few, by_commands(5).medians());
+    sets::run(&ours);
     let mut made = Vec::new();
     for count in [1000, 4000] {
         made.extend((made.len()..count).map(|_| ours.create(None)));

@@ -137,6 +137,10 @@ impl ConfiguredPool {
             overcommit_percent: self.config.overcommit_percent,
             freeze_limit: self.config.freeze_limit,
             templates: usize::try_from(self.config.templates).unwrap_or(usize::MAX),
+            extend: self
+                .config
+                .extend
+                .map(|(at_percent, by_percent)| thin::Extend { at_percent, by_percent }),
         };
         let (commands, minder, role) = (Arc::clone(&self.commands), self.minder.clone(), self.role);
         let pool = blocking(move || ThinPool::open(settings, role, expected, commands, minder));
@@ -147,11 +151,9 @@ impl ConfiguredPool {
 #[async_trait]
 impl Opener for ConfiguredPool {
     async fn open(&self) -> Result<Arc<dyn Pool>> {
-        let pool = match &self.config.place {
-            Place::File(path) => self.open_file(path.clone()).await?,
-            Place::Lvm { vg, thin_pool } => {
-                self.open_thin(thin::Place { vg: vg.clone(), thin_pool: thin_pool.clone() }).await?
-            }
+        let pool = match thin_place(&self.config.place) {
+            Ok(place) => self.open_thin(place).await?,
+            Err(directory) => self.open_file(directory.to_owned()).await?,
         };
         if self.role.changes() {
             self.hints.note(&self.config.name, pool.id())?;
@@ -168,6 +170,20 @@ fn is_empty_or_missing(path: &std::path::Path) -> bool {
     match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// A configured place as that of a thin pool, or the directory of a file pool.
+///
+/// # Errors
+/// The directory.
+pub fn thin_place(place: &Place) -> std::result::Result<thin::Place, &std::path::Path> {
+    match place {
+        Place::File(directory) => Err(directory),
+        Place::Lvm { vg, thin_pool } => {
+            Ok(thin::Place::Lvm(thin::VolumeGroup { vg: vg.clone(), thin_pool: thin_pool.clone() }))
+        }
+        Place::Block(device) => Ok(thin::Place::Disk(device.clone())),
     }
 }
 
@@ -219,8 +235,13 @@ fn check_host(config: &Config) -> Result<()> {
 
 /// The tools that a configuration needs.
 pub fn needed(config: &Config) -> impl Iterator<Item = Tool> {
-    let lvm = config.pools.iter().any(|pool| matches!(pool.place, Place::Lvm { .. }));
-    Tool::ALL.into_iter().filter(move |tool| lvm || *tool != Tool::Lvm)
+    let has = |kind| config.pools.iter().any(|pool| pool.place.kind() == kind);
+    let (lvm, block) = (has("lvm"), has("block"));
+    Tool::ALL.into_iter().filter(move |tool| match tool {
+        Tool::Lvm => lvm,
+        Tool::ThinCheck | Tool::ThinRepair | Tool::Wipefs => block,
+        _ => true,
+    })
 }
 
 impl App {
@@ -266,6 +287,7 @@ impl App {
             self.node.check_pools().await?;
         }
         let engine = Some(self.engine).filter(|_| self.mode.controller());
+        engine.iter().for_each(Engine::guard);
         let services = Services {
             driver_name: self.config.driver_name.clone(),
             topology: Topology::new(&self.config.driver_name, &self.config.node_id),
@@ -356,7 +378,7 @@ async fn facts_of(pool: &dyn Pool, kernel: &dyn Kernel) -> Result<Facts> {
     for volume in &listing.volumes {
         // Fullness is a matter of the pool, not of its books.
         let found =
-            pool.examine(volume).await?.into_iter().filter(|trouble| trouble.reason != "PoolNearlyFull");
+            pool.examine(volume).await?.into_iter().filter(|trouble| !trouble.reason.ends_with("NearlyFull"));
         troubles.extend(found.map(|trouble| (volume.id.to_string(), trouble.message)));
     }
     Ok(Facts { listing, devices, troubles })

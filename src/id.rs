@@ -1,4 +1,4 @@
-//! Names of things: ids of volumes and snapshots, of pools and nodes. Each is parsed once, by one grammar,
+//! Names of things: ids of volumes, snapshots and groups, of pools and nodes. Each is parsed once, by one grammar,
 //! and is never joined to a path as it came.
 
 use std::{fmt, str::FromStr};
@@ -36,6 +36,12 @@ impl PoolId {
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
+    }
+
+    /// The uuid that it is.
+    #[must_use]
+    pub const fn uuid(self) -> Uuid {
+        self.0
     }
 }
 
@@ -114,6 +120,7 @@ macro_rules! text_serde {
 text_serde!(PoolId);
 object_id!(VolumeId, "v", "a volume");
 object_id!(SnapshotId, "s", "a snapshot");
+object_id!(GroupId, "g", "a group of snapshots");
 
 /// Name of a pool in the configuration: a letter or digit, then letters, digits, `-` and `_`, at most 63 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

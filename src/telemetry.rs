@@ -177,6 +177,7 @@ fn span_of(rpc: &str, request: u64) -> Span {
                 request,
                 volume = Empty,
                 snapshot = Empty,
+                group = Empty,
                 node = Empty,
                 pool = Empty
             )
@@ -187,6 +188,7 @@ fn span_of(rpc: &str, request: u64) -> Span {
         | "GetPluginInfo"
         | "GetPluginCapabilities"
         | "NodeGetCapabilities"
+        | "GroupControllerGetCapabilities"
         | "ControllerGetCapabilities" => span!(trace_span),
         _ => span!(error_span),
     }
@@ -258,6 +260,12 @@ struct PoolLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartLabels {
+    pool: String,
+    part: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabels {
     call: String,
     subject: String,
@@ -311,11 +319,17 @@ async fn register_engine(engine: &Engine, registry: &mut Registry) {
     gauge("volumes_published", "Volumes published to a node", counts.granted);
     gauge("snapshots", "Snapshots in open pools", counts.snapshots);
     let flushes = Family::<PoolLabel, Counter>::default();
+    let (used, level) = (Family::<PartLabels, Gauge>::default(), Family::<PartLabels, Gauge>::default());
     let families: [Family<PoolLabel, Gauge>; 4] = std::array::from_fn(|_| Family::default());
     for pool in engine.pool_states().await {
         let label = PoolLabel { pool: pool.name.to_string() };
         flushes.get_or_create(&label).inc_by(pool.flushes);
         families[0].get_or_create(&label).set(i64::from(pool.room.is_some()));
+        for fill in pool.fills {
+            let label = PartLabels { pool: pool.name.to_string(), part: fill.part.name() };
+            used.get_or_create(&label).set(fill.used.signed());
+            level.get_or_create(&label).set(i64::from(fill.level()));
+        }
         if let Some((capacity, committed)) = pool.room {
             families[1].get_or_create(&label).set(capacity.total.signed());
             families[2].get_or_create(&label).set(capacity.free.signed());
@@ -323,6 +337,12 @@ async fn register_engine(engine: &Engine, registry: &mut Registry) {
         }
     }
     let [open, total, free, committed] = families;
+    registry.register("pool_bytes_used", "What is used of a part of the pool", used);
+    registry.register(
+        "pool_fill_level",
+        "The highest of 80, 90 and 95 per cent that is reached, or 0",
+        level,
+    );
     registry.register("pool_flushes", "Flushes to the pool's disk", flushes);
     registry.register("pool_open", "1 where the pool can be used", open);
     registry.register("pool_bytes_total", "Space of the pool", total);

@@ -10,12 +10,9 @@ use std::{
 
 use clap::Args;
 
-use super::{
-    out,
-    pool::{Where, thin_place},
-};
+use super::{out, pool::Where};
 use crate::{
-    config::Place,
+    app::thin_place,
     error::{Doing, Error, ErrorKind, Result},
     pool::{backup::Backup, file, thin},
     sys::{cmd::Commands, file::Directory},
@@ -46,9 +43,9 @@ pub(super) struct RestoreArgs {
 
 /// Writes the records. Exit status 1 where some could not be read: all others are written.
 pub(super) fn backup(args: BackupArgs) -> Result<ExitCode> {
-    let backup = match args.place.place() {
-        Place::File(path) => file::backup(&path)?,
-        Place::Lvm { vg, thin_pool } => thin::backup(&thin_place(&vg, &thin_pool), &Commands::find())?,
+    let backup = match thin_place(&args.place.place()) {
+        Err(directory) => file::backup(directory)?,
+        Ok(place) => thin::backup(&place, &Commands::find())?,
     };
     let text = backup.to_text()?;
     match &args.file {
@@ -83,11 +80,9 @@ pub(super) fn restore(args: RestoreArgs) -> Result<ExitCode> {
         return Err(Error::new(ErrorKind::Invalid, format!("{}: it is too long to be a backup", what())));
     }
     let backup = Backup::from_text(&text).map_err(|error| error.within(what()))?;
-    let done = match args.place.place() {
-        Place::File(path) => file::restore(&path, &backup, args.replace)?,
-        Place::Lvm { vg, thin_pool } => {
-            thin::restore(&thin_place(&vg, &thin_pool), &backup, args.replace, &Commands::find())?
-        }
+    let done = match thin_place(&args.place.place()) {
+        Err(directory) => file::restore(directory, &backup, args.replace)?,
+        Ok(place) => thin::restore(&place, &backup, args.replace, &Commands::find())?,
     };
     let pool = backup.header.pool;
     out::talk(&format!("{} records of pool {pool} put back, {} were there", done.written, done.kept));

@@ -17,7 +17,10 @@ use tower::service_fn;
 use crate::{
     config::Config,
     error::{Error, ErrorKind, Result},
-    proto::{controller_client::ControllerClient, identity_client::IdentityClient, node_client::NodeClient},
+    proto::{
+        controller_client::ControllerClient, group_controller_client::GroupControllerClient,
+        identity_client::IdentityClient, node_client::NodeClient,
+    },
 };
 
 /// A connection to the daemon.
@@ -54,6 +57,10 @@ impl Daemon {
 
     pub(super) fn controller(&self) -> ControllerClient<Channel> {
         ControllerClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    pub(super) fn groups(&self) -> GroupControllerClient<Channel> {
+        GroupControllerClient::new(self.channel.clone())
     }
 
     pub(super) fn node(&self) -> NodeClient<Channel> {

@@ -14,6 +14,7 @@ use super::{
     out,
 };
 use crate::{
+    app::thin_place,
     bytes::Bytes,
     config::{Config, Mode, Place, is_lvm_name},
     error::{Chain, Error, ErrorKind, Result},
@@ -32,11 +33,15 @@ pub(super) struct Where {
     /// A thin pool of LVM, made by `lvcreate --type thin-pool`.
     #[arg(long, value_name = "VG/POOL", value_parser = parse_lvm)]
     lvm: Option<Place>,
+    /// A disk, or a partition: all of it.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<PathBuf>,
 }
 
 impl Where {
     pub(super) fn place(self) -> Place {
-        self.lvm.unwrap_or_else(|| Place::File(self.directory.unwrap_or_default()))
+        let device = self.device.map(Place::Block);
+        self.lvm.or(device).unwrap_or_else(|| Place::File(self.directory.unwrap_or_default()))
     }
 }
 
@@ -46,15 +51,11 @@ fn parse_lvm(text: &str) -> std::result::Result<Place, String> {
     Ok(Place::Lvm { vg: vg.to_owned(), thin_pool: thin_pool.to_owned() })
 }
 
-pub(super) fn thin_place(vg: &str, thin_pool: &str) -> thin::Place {
-    thin::Place { vg: vg.to_owned(), thin_pool: thin_pool.to_owned() }
-}
-
 /// The identity of a pool, and the machine that it belongs to.
 pub(super) fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> {
-    match place {
-        Place::File(path) => file::identify(path),
-        Place::Lvm { vg, thin_pool } => thin::identify(&thin_place(vg, thin_pool), commands),
+    match thin_place(place) {
+        Ok(place) => thin::identify(&place, commands),
+        Err(directory) => file::identify(directory),
     }
 }
 
@@ -67,14 +68,17 @@ pub(super) enum PoolCommand {
         /// Its name.
         name: PoolName,
     },
-    /// Make a pool: in an empty directory, or of a thin pool of LVM.
+    /// Make a pool: in an empty directory, of a thin pool of LVM, or of a blank disk.
     #[command(visible_alias = "create")]
     Init {
         #[command(flatten)]
         place: Where,
         /// Make the pool an XFS in one preallocated file of this length, which shares blocks on any filesystem.
-        #[arg(long, value_name = "SIZE", conflicts_with = "lvm")]
+        #[arg(long, value_name = "SIZE", conflicts_with_all = ["lvm", "device"])]
         image: Option<Bytes>,
+        /// Destroy what is on the disk of this serial number or uuid.
+        #[arg(long, value_name = "SERIAL|UUID", requires = "device")]
+        destroy: Option<String>,
     },
     /// Make this machine the one that serves a pool, when its disk has moved here.
     Adopt {
@@ -88,10 +92,28 @@ pub(super) enum PoolCommand {
     Backup(BackupArgs),
     /// Put records back that are lost or damaged. The pool must not be served.
     Restore(RestoreArgs),
-    /// Let go of a pool that is not served: unmount its image, so that its disk can be taken away.
-    Close {
-        /// The pool's directory.
-        directory: PathBuf,
+    /// Let go of a pool that is not served, so that its disk can be taken away.
+    #[command(visible_alias = "close")]
+    Stop {
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Make a thin pool longer, in use or not: by what its volume group has free, or its disk has grown by.
+    Extend {
+        #[command(flatten)]
+        place: Where,
+        /// How much longer; a pool on a disk of its own takes all that there is.
+        #[arg(long, value_name = "SIZE", required_unless_present_any = ["device", "metadata"])]
+        by: Option<Bytes>,
+        /// How much longer its metadata.
+        #[arg(long, value_name = "SIZE", conflicts_with = "device")]
+        metadata: Option<Bytes>,
+    },
+    /// Write the metadata of a pool on a disk of its own anew, where it does not start.
+    Repair {
+        /// The disk.
+        #[arg(long)]
+        device: PathBuf,
     },
     /// Delete an empty pool: its directory holds no volume and no snapshot.
     Delete {
@@ -108,25 +130,8 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
     match command {
         PoolCommand::List => block_on(list(&config, None, common.output))?,
         PoolCommand::Show { name } => block_on(list(&config, Some(&name), common.output))?,
-        PoolCommand::Init { place, image } => {
-            let (place, commands) = (place.place(), Commands::find());
-            let id = match &place {
-                Place::File(path) => file::init(path, &config.machine_id, image, &commands)?,
-                Place::Lvm { vg, thin_pool } => {
-                    thin::init(&thin_place(vg, thin_pool), &config.machine_id, &commands)?
-                }
-            };
-            out::talk(&format!("pool {id} made in {place}"));
-            if !config.pools.iter().any(|pool| pool.place == place) {
-                out::talk("to serve it, add to the configuration:\n");
-                // The first pool that is configured takes the place of the built-in one, which may be in use.
-                if config.default_pool
-                    && let Some(built_in) = config.pools.first().filter(|pool| is_there(&pool.place))
-                {
-                    out::line(&format!("{}\n", configuration_of(&built_in.place)))?;
-                }
-                out::line(&configuration_of(&place))?;
-            }
+        PoolCommand::Init { place, image, destroy } => {
+            init(&config, &place.place(), image, destroy.as_deref())?
         }
         PoolCommand::Adopt { place, yes } => {
             let (place, commands) = (place.place(), Commands::find());
@@ -139,17 +144,25 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
             if !out::confirmed(&plan, yes) {
                 return Ok(ExitCode::FAILURE);
             }
-            match &place {
-                Place::File(path) => file::adopt(path, &config.machine_id)?,
-                Place::Lvm { vg, thin_pool } => {
-                    thin::adopt(&thin_place(vg, thin_pool), &config.machine_id, &commands)?
-                }
+            match thin_place(&place) {
+                Ok(place) => thin::adopt(&place, &config.machine_id, &commands)?,
+                Err(directory) => file::adopt(directory, &config.machine_id)?,
             };
             out::talk("adopted");
         }
         PoolCommand::Backup(args) => return backup(args),
         PoolCommand::Restore(args) => return restore(args),
-        PoolCommand::Close { directory } => file::close(&directory)?,
+        PoolCommand::Stop { place } => match thin_place(&place.place()) {
+            Ok(place) => thin::stop(&place, &Commands::find())?,
+            Err(directory) => file::close(directory)?,
+        },
+        PoolCommand::Extend { place, by, metadata } => extend(&place.place(), by, metadata)?,
+        PoolCommand::Repair { device } => {
+            thin::repair(&device, &Commands::find())?;
+            out::talk(
+                "its metadata was written anew: start the driver, and compare what is there with what should be",
+            );
+        }
         PoolCommand::Delete { directory, yes } => {
             let (id, _) = file::identify(&directory)?;
             let plan = format!("pool {id} in {} will be deleted; it must hold nothing", directory.display());
@@ -161,6 +174,47 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn init(config: &Config, place: &Place, image: Option<Bytes>, destroy: Option<&str>) -> Result<()> {
+    let (machine, commands) = (&config.machine_id, Commands::find());
+    let id = match thin_place(place) {
+        Ok(thin::Place::Lvm(group)) => thin::init_group(&group, machine, &commands)?,
+        Ok(thin::Place::Disk(device)) => thin::init_disk(&device, machine, destroy, &commands)?,
+        Err(directory) => file::init(directory, machine, image, &commands)?,
+    };
+    out::talk(&format!("pool {id} made in {place}"));
+    if config.pools.iter().any(|pool| pool.place == *place) {
+        return Ok(());
+    }
+    out::talk("to serve it, add to the configuration:\n");
+    // The first pool that is configured takes the place of the built-in one, which may be in use.
+    if config.default_pool
+        && let Some(built_in) = config.pools.first().filter(|pool| is_there(&pool.place))
+    {
+        out::line(&format!("{}\n", configuration_of(&built_in.place)))?;
+    }
+    out::line(&configuration_of(place))
+}
+
+fn extend(place: &Place, by: Option<Bytes>, metadata: Option<Bytes>) -> Result<()> {
+    let commands = Commands::find();
+    match thin_place(place) {
+        Ok(thin::Place::Lvm(group)) => thin::extend_group(&group, by, metadata, &commands)?,
+        Ok(thin::Place::Disk(device)) => {
+            if !thin::extend_disk(&device, &commands)? {
+                out::talk("the disk is as long as the pool: there is nothing to take in");
+                return Ok(());
+            }
+        }
+        Err(directory) => {
+            let what =
+                format!("{} takes the space of its filesystem: make that one longer", directory.display());
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+    }
+    out::talk("extended");
+    Ok(())
 }
 
 fn is_there(place: &Place) -> bool {
@@ -176,6 +230,10 @@ fn configuration_of(place: &Place) -> String {
         }
         Place::Lvm { vg, thin_pool } => {
             (thin_pool.clone(), format!("kind = \"lvm\"\nvg = {vg:?}\nthin_pool = {thin_pool:?}"))
+        }
+        Place::Block(device) => {
+            let name = device.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            (name, format!("kind = \"block\"\ndevice = {:?}", device.display().to_string()))
         }
     };
     let name = if name.parse::<PoolName>().is_ok() { name } else { "default".to_owned() };

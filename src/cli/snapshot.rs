@@ -1,6 +1,6 @@
 //! `lagan snapshot`: snapshots, through the daemon.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, str::FromStr};
 
 use clap::Subcommand;
 use serde_json::Value;
@@ -12,10 +12,28 @@ use super::{
 };
 use crate::{
     config::{Config, Mode},
-    error::Result,
-    id::{SnapshotId, VolumeId},
-    proto::{self, CreateSnapshotRequest, DeleteSnapshotRequest, GetSnapshotRequest, ListSnapshotsRequest},
+    error::{Error, ErrorKind, Result},
+    id::{BadId, GroupId, SnapshotId, VolumeId},
+    proto::{
+        self, CreateSnapshotRequest, CreateVolumeGroupSnapshotRequest, DeleteSnapshotRequest,
+        DeleteVolumeGroupSnapshotRequest, GetSnapshotRequest, ListSnapshotsRequest,
+    },
 };
+
+/// A snapshot, or a group of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Subject {
+    One(SnapshotId),
+    Group(GroupId),
+}
+
+impl FromStr for Subject {
+    type Err = BadId;
+
+    fn from_str(text: &str) -> std::result::Result<Self, BadId> {
+        text.parse().map(Self::Group).or_else(|_not_one| text.parse().map(Self::One))
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SnapshotCommand {
@@ -25,29 +43,30 @@ pub(super) enum SnapshotCommand {
         #[arg(long, value_name = "ID")]
         volume: Option<VolumeId>,
     },
-    /// Show one snapshot.
+    /// Show one snapshot, or those of a group.
     Show {
         /// Its id.
-        id: SnapshotId,
+        id: Subject,
     },
-    /// Cut a snapshot of a volume.
+    /// Cut a snapshot of a volume, or a group of snapshots of several at one instant.
     Create {
-        /// Its name; the same name and volume again give the same snapshot.
+        /// Its name; the same name and volumes again give the same snapshots.
         name: String,
-        /// The volume.
-        volume: VolumeId,
+        /// The volume; several make a group.
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<VolumeId>,
     },
-    /// Delete a snapshot; volumes made from it stay.
+    /// Delete a snapshot, or a group with all of its; volumes made from them stay.
     Delete {
         /// Its id.
-        id: SnapshotId,
+        id: Subject,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
     },
 }
 
-const COLUMNS: &[&str] = &["id", "volume", "size", "created"];
+const COLUMNS: &[&str] = &["id", "volume", "size", "created", "group"];
 
 pub(super) fn run(common: &Common, command: SnapshotCommand) -> Result<ExitCode> {
     let config = common.load(Mode::All)?;
@@ -55,23 +74,26 @@ pub(super) fn run(common: &Common, command: SnapshotCommand) -> Result<ExitCode>
     match command {
         SnapshotCommand::List { volume } => block_on(list(&config, volume, output))?,
         SnapshotCommand::Show { id } => block_on(show(&config, id, output))?,
-        SnapshotCommand::Create { name, volume } => block_on(create(&config, name, volume, output))?,
+        SnapshotCommand::Create { name, volumes } => match *volumes {
+            [volume] => block_on(create(&config, name, volume, output))?,
+            _ => block_on(create_group(&config, name, &volumes, output))?,
+        },
         SnapshotCommand::Delete { id, yes } => {
-            if !out::confirmed(&format!("snapshot {id} will be deleted"), yes) {
+            let what = match id {
+                Subject::One(id) => format!("snapshot {id} will be deleted"),
+                Subject::Group(id) => format!("group {id} will be deleted with all its snapshots"),
+            };
+            if !out::confirmed(&what, yes) {
                 return Ok(ExitCode::FAILURE);
             }
-            block_on(async {
-                let request =
-                    DeleteSnapshotRequest { snapshot_id: id.to_string(), ..DeleteSnapshotRequest::default() };
-                Daemon::connect(&config).await?.controller().delete_snapshot(request).await.map_err(refused)
-            })?;
+            block_on(delete(&config, id))?;
             out::talk("deleted");
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(snapshot: &proto::Snapshot, output: Output) -> [Value; 4] {
+fn row(snapshot: &proto::Snapshot, output: Output) -> [Value; 5] {
     let created = snapshot.creation_time.and_then(|time| {
         let seconds = std::time::Duration::from_secs(u64::try_from(time.seconds).ok()?);
         Some(humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + seconds).to_string())
@@ -81,6 +103,7 @@ fn row(snapshot: &proto::Snapshot, output: Output) -> [Value; 4] {
         snapshot.source_volume_id.as_str().into(),
         out::size(snapshot.size_bytes, output),
         created.into(),
+        snapshot.group_snapshot_id.as_str().into(),
     ]
 }
 
@@ -93,7 +116,11 @@ fn print(snapshots: &[proto::Snapshot], output: Output) -> Result<()> {
 }
 
 async fn list(config: &Config, volume: Option<VolumeId>, output: Output) -> Result<()> {
-    let mut controller = Daemon::connect(config).await?.controller();
+    print(&all(&Daemon::connect(config).await?, volume).await?, output)
+}
+
+async fn all(daemon: &Daemon, volume: Option<VolumeId>) -> Result<Vec<proto::Snapshot>> {
+    let mut controller = daemon.controller();
     let mut all = Vec::new();
     let mut starting_token = String::new();
     loop {
@@ -107,15 +134,52 @@ async fn list(config: &Config, volume: Option<VolumeId>, output: Output) -> Resu
         all.extend(page.entries.into_iter().filter_map(|entry| entry.snapshot));
         starting_token = page.next_token;
         if starting_token.is_empty() {
-            return print(&all, output);
+            return Ok(all);
         }
     }
 }
 
-async fn show(config: &Config, id: SnapshotId, output: Output) -> Result<()> {
-    let request = GetSnapshotRequest { snapshot_id: id.to_string(), ..GetSnapshotRequest::default() };
-    let answer = Daemon::connect(config).await?.controller().get_snapshot(request).await.map_err(refused)?;
-    print(&answer.into_inner().snapshot.into_iter().collect::<Vec<_>>(), output)
+/// The snapshots of a group: CSI asks for them together with it, so they are looked for first.
+async fn members(daemon: &Daemon, id: GroupId) -> Result<Vec<proto::Snapshot>> {
+    let group = id.to_string();
+    let members: Vec<_> =
+        all(daemon, None).await?.into_iter().filter(|it| it.group_snapshot_id == group).collect();
+    if members.is_empty() {
+        return Err(Error::new(ErrorKind::NotFound, format!("group {id} does not exist")));
+    }
+    Ok(members)
+}
+
+async fn show(config: &Config, id: Subject, output: Output) -> Result<()> {
+    let daemon = Daemon::connect(config).await?;
+    match id {
+        Subject::Group(id) => print(&members(&daemon, id).await?, output),
+        Subject::One(id) => {
+            let request = GetSnapshotRequest { snapshot_id: id.to_string(), ..GetSnapshotRequest::default() };
+            let answer = daemon.controller().get_snapshot(request).await.map_err(refused)?;
+            print(&answer.into_inner().snapshot.into_iter().collect::<Vec<_>>(), output)
+        }
+    }
+}
+
+async fn delete(config: &Config, id: Subject) -> Result<()> {
+    let daemon = Daemon::connect(config).await?;
+    match id {
+        Subject::One(id) => {
+            let request =
+                DeleteSnapshotRequest { snapshot_id: id.to_string(), ..DeleteSnapshotRequest::default() };
+            daemon.controller().delete_snapshot(request).await.map(drop).map_err(refused)
+        }
+        Subject::Group(id) => {
+            let snapshot_ids = members(&daemon, id).await?.into_iter().map(|it| it.snapshot_id).collect();
+            let request = DeleteVolumeGroupSnapshotRequest {
+                group_snapshot_id: id.to_string(),
+                snapshot_ids,
+                ..DeleteVolumeGroupSnapshotRequest::default()
+            };
+            daemon.groups().delete_volume_group_snapshot(request).await.map(drop).map_err(refused)
+        }
+    }
 }
 
 async fn create(config: &Config, name: String, volume: VolumeId, output: Output) -> Result<()> {
@@ -128,4 +192,16 @@ async fn create(config: &Config, name: String, volume: VolumeId, output: Output)
     let call = controller.create_snapshot(request);
     let answer = with_progress(config, &name, call).await.map_err(refused)?.into_inner();
     print(&answer.snapshot.into_iter().collect::<Vec<_>>(), output)
+}
+
+async fn create_group(config: &Config, name: String, volumes: &[VolumeId], output: Output) -> Result<()> {
+    let mut groups = Daemon::connect(config).await?.groups();
+    let request = CreateVolumeGroupSnapshotRequest {
+        name: name.clone(),
+        source_volume_ids: volumes.iter().map(VolumeId::to_string).collect(),
+        ..CreateVolumeGroupSnapshotRequest::default()
+    };
+    let call = groups.create_volume_group_snapshot(request);
+    let answer = with_progress(config, &name, call).await.map_err(refused)?.into_inner();
+    print(&answer.group_snapshot.map(|group| group.snapshots).unwrap_or_default(), output)
 }

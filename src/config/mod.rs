@@ -91,6 +91,8 @@ pub struct PoolConfig {
     pub freeze_limit: Duration,
     /// Most templates kept.
     pub templates: u32,
+    /// At which use, in per cent, a thin pool is extended, and by how much of its length.
+    pub extend: Option<(u32, u32)>,
 }
 
 /// Where a pool is.
@@ -105,6 +107,8 @@ pub enum Place {
         /// The thin pool.
         thin_pool: String,
     },
+    /// Kind `block`: a disk of our own.
+    Block(PathBuf),
 }
 
 impl Place {
@@ -114,6 +118,7 @@ impl Place {
         match self {
             Self::File(_) => "file",
             Self::Lvm { .. } => "lvm",
+            Self::Block(_) => "block",
         }
     }
 }
@@ -121,7 +126,7 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => path.display().fmt(f),
+            Self::File(path) | Self::Block(path) => path.display().fmt(f),
             Self::Lvm { vg, thin_pool } => write!(f, "{vg}/{thin_pool}"),
         }
     }
@@ -299,15 +304,26 @@ fn read_pool(reader: &mut Reader) -> Option<PoolConfig> {
             let (vg, thin_pool) = (lvm_name("vg"), lvm_name("thin_pool"));
             vg.zip(thin_pool).map(|(vg, thin_pool)| Place::Lvm { vg, thin_pool })
         }
+        Some("block") => {
+            reader.required("device").map(|device| Place::Block(reader.absolute("device", device)))
+        }
         Some(other) => {
             if other != "file" {
-                reader.problem("kind", &format!("{other:?} is not offered: expected \"file\" or \"lvm\""));
+                let what = format!("{other:?} is not offered: expected \"file\", \"lvm\" or \"block\"");
+                reader.problem("kind", &what);
             }
             reader.required("path").map(|path| Place::File(reader.absolute("path", path)))
         }
     };
+    let extend = if matches!(place, Some(Place::Lvm { .. })) { read_extend(reader) } else { None };
     let settings = read_pool_settings(reader);
-    Some(PoolConfig { name: name?, place: place?, ..settings? })
+    Some(PoolConfig { name: name?, place: place?, extend, ..settings? })
+}
+
+fn read_extend(reader: &mut Reader) -> Option<(u32, u32)> {
+    let at = reader.number("extend_at_percent", 0, 0, 95);
+    let by = reader.number("extend_by_percent", 20, 1, 1000);
+    Some((at, by)).filter(|_| at > 0)
 }
 
 /// What has a default in every pool. The name and place are placeholders.
@@ -319,6 +335,7 @@ fn read_pool_settings(reader: &mut Reader) -> Option<PoolConfig> {
         overcommit_percent: reader.number("overcommit_percent", 100, 1, 10_000),
         freeze_limit: reader.duration("freeze_limit", Duration::from_secs(5), Duration::from_secs(60)),
         templates: reader.number("templates", 32, 0, 1024),
+        extend: None,
     })
 }
 
@@ -399,11 +416,20 @@ templates = 3
     }
 
     #[test]
+    fn a_block_pool() {
+        let config = check("[[pool]]\nname = 'p'\nkind = 'block'\ndevice = '/dev/sdb'\n").unwrap();
+        assert_eq!(config.pools[0].place, Place::Block("/dev/sdb".into()));
+        for bad in ["", "device = 'sdb'", "path = '/dev/sdb'"] {
+            assert!(check(&format!("[[pool]]\nname = 'p'\nkind = 'block'\n{bad}\n")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn every_key_is_documented() {
         let page = include_str!("../../docs/configuration.md").split("## Parameters").next().unwrap();
         let documented: Vec<_> =
             page.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
-        let lvm = "\nvg = ''\nthin_pool = ''";
+        let lvm = "\nvg = ''\nthin_pool = ''\ndevice = ''\nextend_at_percent = 0\nextend_by_percent = 0";
         let full = FULL.replace("\npath = '/p'", &format!("\npath = '/p'{lvm}"));
         let known: Vec<_> = full.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
         assert_eq!(documented, known);

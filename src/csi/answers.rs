@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Topology;
 use crate::{
+    engine::groups::WholeGroup,
     node::{Amounts, StorageIllness, VolumeUsage},
     pool::{
         Severity, Trouble,
@@ -46,8 +47,17 @@ pub(super) fn snapshot(snapshot: &Snapshot, topology: &Topology) -> proto::Snaps
         creation_time: Some(timestamp(snapshot.created)),
         // It is listed when it is cut, and can be cloned from then on.
         ready_to_use: true,
-        group_snapshot_id: String::new(),
+        group_snapshot_id: snapshot.group.map(|group| group.to_string()).unwrap_or_default(),
         accessible_topology: vec![topology.accessible()],
+    }
+}
+
+pub(super) fn group(whole: &WholeGroup, topology: &Topology) -> proto::VolumeGroupSnapshot {
+    proto::VolumeGroupSnapshot {
+        group_snapshot_id: whole.group.id.to_string(),
+        snapshots: whole.snapshots.iter().map(|member| snapshot(member, topology)).collect(),
+        creation_time: Some(timestamp(whole.group.created)),
+        ready_to_use: true,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     capability::{Access, AccessMode, Capability},
     error::{Error, ErrorKind, Result},
     filesystem::Filesystem,
-    id::{NodeId, SnapshotId, TEXT_LIMIT, VolumeId},
+    id::{GroupId, NodeId, SnapshotId, TEXT_LIMIT, VolumeId},
     proto::{
         self,
         volume_capability::{AccessType, access_mode},
@@ -59,6 +59,10 @@ pub(super) fn volume_id(text: &str) -> Result<Option<VolumeId>> {
 
 pub(super) fn snapshot_id(text: &str) -> Result<Option<SnapshotId>> {
     present("snapshot_id", text, PATH_LIMIT).map(|text| text.parse().ok())
+}
+
+pub(super) fn group_id(text: &str) -> Result<Option<GroupId>> {
+    present("group_snapshot_id", text, PATH_LIMIT).map(|text| text.parse().ok())
 }
 
 /// A volume that must exist.

@@ -41,6 +41,7 @@ impl Identity for IdentityService {
         let services = [
             service::Type::ControllerService,
             service::Type::VolumeAccessibilityConstraints,
+            service::Type::GroupControllerService,
             service::Type::SnapshotAccessibilityConstraints,
         ];
         let online = VolumeExpansion { r#type: volume_expansion::Type::Online.into() };

@@ -17,12 +17,16 @@ use crate::{
     error::{Error, ErrorKind, Result},
     node::Node,
     pool::{Progress, set::Pools},
-    proto::{controller_server::ControllerServer, identity_server::IdentityServer, node_server::NodeServer},
+    proto::{
+        controller_server::ControllerServer, group_controller_server::GroupControllerServer,
+        identity_server::IdentityServer, node_server::NodeServer,
+    },
 };
 
 mod answers;
 mod controller;
 mod fields;
+mod group;
 mod identity;
 mod import;
 mod node;
@@ -33,6 +37,7 @@ mod topology;
 pub use topology::Topology;
 
 use controller::ControllerService;
+use group::GroupService;
 use identity::IdentityService;
 use node::NodeService;
 use status::status;
@@ -61,7 +66,10 @@ pub fn routes(services: &Services) -> Routes {
     let mut routes = Routes::new(IdentityServer::new(IdentityService { driver_name, pools }));
     let edge = Edge { work: services.work.clone(), topology: services.topology.clone() };
     if let Some(engine) = services.engine.clone() {
-        routes = routes.add_service(ControllerServer::new(ControllerService { engine, edge: edge.clone() }));
+        let (groups, its) = (engine.clone(), edge.clone());
+        routes = routes
+            .add_service(ControllerServer::new(ControllerService { engine, edge: edge.clone() }))
+            .add_service(GroupControllerServer::new(GroupService { engine: groups, edge: its }));
     }
     if let Some(node) = services.node.clone() {
         routes = routes.add_service(NodeServer::new(NodeService { node, edge }));

@@ -1,6 +1,6 @@
 //! Controller requests that take more than a field or two, as typed values that cannot be invalid.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Topology,
@@ -10,12 +10,16 @@ use crate::{
     bytes::Bytes,
     capability::{Access, Capability},
     digest::Digest,
-    engine::{snapshots::NewSnapshot, volumes::NewVolume},
+    engine::{
+        groups::{Claim, NewGroup},
+        snapshots::NewSnapshot,
+        volumes::NewVolume,
+    },
     error::{Error, ErrorKind, Result},
     filesystem::Filesystem,
-    id::{PoolName, VolumeId},
+    id::{GroupId, PoolName, VolumeId},
     node::check_flags,
-    pool::record::{Source, Volume},
+    pool::record::{GROUP_LIMIT, Source, Volume},
     proto::{self, volume_content_source},
 };
 
@@ -159,18 +163,61 @@ pub(super) fn create_snapshot(
 ) -> Result<NewSnapshot> {
     let name = fields::name(&request.name)?.to_owned();
     let volume = fields::volume_id(&request.source_volume_id)?;
-    for key in fields::map("parameters", &request.parameters)?.keys() {
-        if !key.starts_with(KUBERNETES) {
-            let shown: String = key.chars().take(64).collect();
-            return Err(invalid(format!("parameter {shown:?} is not known: snapshots have none")));
-        }
-    }
+    check_snapshot_parameters(&request.parameters)?;
     let volume = volume.ok_or_else(|| Error::new(ErrorKind::NotFound, "the source volume does not exist"))?;
     if !here.meets(request.accessibility_requirements.as_ref()) {
         let what = "a snapshot is where its volume is, which the topology that is asked for does not include";
         return Err(Error::new(ErrorKind::NoSpace, what));
     }
     Ok(NewSnapshot { name, volume })
+}
+
+fn check_snapshot_parameters(parameters: &BTreeMap<String, String>) -> Result<()> {
+    match fields::map("parameters", parameters)?.keys().find(|key| !key.starts_with(KUBERNETES)) {
+        None => Ok(()),
+        Some(key) => {
+            let shown: String = key.chars().take(64).collect();
+            Err(invalid(format!("parameter {shown:?} is not known: snapshots have none")))
+        }
+    }
+}
+
+/// A CreateVolumeGroupSnapshot request.
+pub(super) fn create_group(request: &proto::CreateVolumeGroupSnapshotRequest) -> Result<NewGroup> {
+    let name = fields::name(&request.name)?.to_owned();
+    let sources = &request.source_volume_ids;
+    check_count("source_volume_ids", sources)?;
+    if sources.is_empty() {
+        return Err(invalid("source_volume_ids are missing"));
+    }
+    let ids: Vec<_> = sources.iter().map(|id| fields::volume_id(id)).collect::<Result<_>>()?;
+    check_snapshot_parameters(&request.parameters)?;
+    let gone = || Error::new(ErrorKind::NotFound, "a source volume does not exist");
+    let volumes = ids.into_iter().collect::<Option<BTreeSet<_>>>().ok_or_else(gone)?;
+    if volumes.len() < sources.len() {
+        return Err(invalid("source_volume_ids name one volume twice"));
+    }
+    // Their order says nothing, and of parameters there are none.
+    let texts: Vec<String> = volumes.iter().map(VolumeId::to_string).collect();
+    let digest = Digest::of(texts.iter().map(String::as_bytes));
+    Ok(NewGroup { name, volumes, digest })
+}
+
+/// The group that a request is about, `None` where its id is not of our grammar, and the snapshots that it takes for
+/// the group's.
+pub(super) fn group(id: &str, snapshots: &[String]) -> Result<(Option<GroupId>, Claim)> {
+    let id = fields::group_id(id)?;
+    check_count("snapshot_ids", snapshots)?;
+    Ok((id, snapshots.iter().map(|id| id.parse().ok()).collect()))
+}
+
+fn check_count(field: &str, ids: &[String]) -> Result<()> {
+    match ids.len() {
+        count if count > GROUP_LIMIT => {
+            Err(invalid(format!("{count} {field} are more than the {GROUP_LIMIT} that a group can have")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A ControllerExpandVolume request: the volume, the least and the greatest size.

@@ -9,14 +9,14 @@ use std::{
 
 use crate::{
     bytes::Bytes,
-    id::{PoolId, SnapshotId, VolumeId},
+    id::{GroupId, PoolId, SnapshotId, VolumeId},
     pool::{
         Listing,
-        record::{Snapshot, Volume},
+        record::{Group, Snapshot, Volume},
     },
 };
 
-/// Volumes and snapshots of every pool that was opened.
+/// Volumes, snapshots and groups of every pool that was opened.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pools: HashSet<PoolId>,
@@ -24,6 +24,8 @@ pub(super) struct Index {
     volume_names: HashMap<String, VolumeId>,
     snapshots: BTreeMap<SnapshotId, Arc<Snapshot>>,
     snapshot_names: HashMap<String, SnapshotId>,
+    groups: BTreeMap<GroupId, Arc<Group>>,
+    group_names: HashMap<String, GroupId>,
     committed: HashMap<PoolId, Bytes>,
     granted: usize,
     /// Records that could not be read when their pool was listed last.
@@ -42,6 +44,9 @@ impl Index {
         }
         for snapshot in listing.snapshots {
             self.put_snapshot(snapshot);
+        }
+        for group in listing.groups {
+            self.put_group(group);
         }
         self.note_damaged(pool, listing.damaged);
         self.pools.insert(pool);
@@ -71,6 +76,14 @@ impl Index {
 
     pub(super) fn snapshot_named(&self, name: &str) -> Option<Arc<Snapshot>> {
         self.snapshot(*self.snapshot_names.get(name)?)
+    }
+
+    pub(super) fn group(&self, id: GroupId) -> Option<Arc<Group>> {
+        self.groups.get(&id).cloned()
+    }
+
+    pub(super) fn group_named(&self, name: &str) -> Option<Arc<Group>> {
+        self.group(*self.group_names.get(name)?)
     }
 
     /// Volumes behind `after` in the order of ids.
@@ -107,7 +120,10 @@ impl Index {
 
     pub(super) fn put_snapshot(&mut self, snapshot: Snapshot) {
         self.remove_snapshot(snapshot.id);
-        self.snapshot_names.entry(snapshot.name.clone()).or_insert(snapshot.id);
+        // The name of a member is ours, not a caller's: nobody is kept from giving it to a snapshot.
+        if snapshot.group.is_none() {
+            self.snapshot_names.entry(snapshot.name.clone()).or_insert(snapshot.id);
+        }
         self.commit(snapshot.id.pool, snapshot.used);
         self.snapshots.insert(snapshot.id, Arc::new(snapshot));
     }
@@ -118,6 +134,21 @@ impl Index {
                 self.snapshot_names.remove(&snapshot.name);
             }
             self.release(id.pool, snapshot.used);
+        }
+    }
+
+    pub(super) fn put_group(&mut self, group: Group) {
+        self.group_names.entry(group.name.clone()).or_insert(group.id);
+        self.groups.insert(group.id, Arc::new(group));
+    }
+
+    /// Removes a group, and its snapshots.
+    pub(super) fn remove_group(&mut self, id: GroupId) {
+        if let Some(group) = self.groups.remove(&id) {
+            if self.group_names.get(&group.name) == Some(&id) {
+                self.group_names.remove(&group.name);
+            }
+            group.snapshots().for_each(|member| self.remove_snapshot(member));
         }
     }
 

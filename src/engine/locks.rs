@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::id::{SnapshotId, VolumeId};
+use crate::id::{GroupId, SnapshotId, VolumeId};
 
 /// What a lock is on. Names are locked while an object is made, since it has no id yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -15,10 +15,14 @@ pub enum Key {
     VolumeName(String),
     /// The name of a snapshot.
     SnapshotName(String),
+    /// The name of a group.
+    GroupName(String),
     /// A volume, in every role.
     Volume(VolumeId),
     /// A snapshot.
     Snapshot(SnapshotId),
+    /// A group.
+    Group(GroupId),
 }
 
 /// How a key is locked.

@@ -11,6 +11,7 @@ use crate::{
     id::{NodeId, PoolId, PoolName, SnapshotId, VolumeId},
     pool::{
         Capacity, Pool,
+        fill::Fill,
         record::{Snapshot, Volume},
         set::Pools,
     },
@@ -18,6 +19,8 @@ use crate::{
 
 pub mod accountant;
 mod grants;
+pub mod groups;
+mod guardian;
 pub mod health;
 mod index;
 pub mod locks;
@@ -92,6 +95,8 @@ pub struct PoolState {
     pub room: Option<(Capacity, Bytes)>,
     /// Flushes to its disk since it was opened.
     pub flushes: u64,
+    /// How full it is.
+    pub fills: Vec<Fill>,
 }
 
 impl Engine {
@@ -134,14 +139,14 @@ impl Engine {
     pub async fn pool_states(&self) -> Vec<PoolState> {
         let mut states = Vec::new();
         for (name, pool) in self.inner.pools.all().await {
-            let (room, flushes) = match pool {
-                Ok(pool) => {
-                    let room = pool.capacity().await.ok();
-                    (room.map(|room| (room, self.index().committed(pool.id()))), pool.flushes())
-                }
-                Err(_closed) => (None, 0),
-            };
-            states.push(PoolState { name, room, flushes });
+            let mut state = PoolState { name, room: None, flushes: 0, fills: Vec::new() };
+            if let Ok(pool) = pool {
+                let room = pool.capacity().await.ok();
+                state.room = room.map(|room| (room, self.index().committed(pool.id())));
+                state.flushes = pool.flushes();
+                state.fills = pool.fills().await.unwrap_or_default();
+            }
+            states.push(state);
         }
         states
     }

@@ -57,6 +57,7 @@ impl Engine {
             block: volume.block,
             used: Bytes::ZERO,
             created: Timestamp::now(),
+            group: None,
         };
         let _turn = pool.take_turn(volume.id, Sharing::Shared).await?;
         let snapshot = pool.create_snapshot(&snapshot, progress).await?;
@@ -91,9 +92,10 @@ impl Engine {
     /// Removes a snapshot; fine where it does not exist.
     ///
     /// # Errors
-    /// `Unavailable` where its pool is.
+    /// `Invalid` where it belongs to a group: that goes as a whole. `Unavailable` where its pool is.
     pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
+        self.expect_alone(id)?;
         pool.delete_snapshot(id).await?;
         self.index().remove_snapshot(id);
         tracing::info!(snapshot = %id, "snapshot deleted");

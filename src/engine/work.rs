@@ -8,6 +8,8 @@
 //! | CreateSnapshot | the snapshot's name | the volume |
 //! | DeleteVolume, ControllerPublish, ControllerUnpublish, ControllerExpand, every Node call | the volume | |
 //! | DeleteSnapshot | the snapshot | |
+//! | CreateVolumeGroupSnapshot | the group's name | the volumes |
+//! | DeleteVolumeGroupSnapshot | the group and its snapshots | |
 //!
 //! Reading calls take no lock: a record is replaced as a whole.
 

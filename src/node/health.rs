@@ -4,7 +4,7 @@ use super::Node;
 use crate::{
     error::{Chain, ErrorKind, Result},
     id::VolumeId,
-    pool::{Severity, Trouble, record::Grant},
+    pool::{Severity, Trouble, fill::Fill, record::Grant},
     sys::kernel::{Attributes, Seen},
 };
 
@@ -99,14 +99,15 @@ impl Node {
                     continue;
                 }
             };
-            match pool.capacity().await {
-                Ok(room) if room.free < room.reserve => found.push(StorageIllness {
-                    pool: name.to_string(),
-                    severity: Severity::Degraded,
-                    reason: "PoolNearlyFull",
-                    message: format!("pool {name}: {} of {} are free", room.free, room.total),
-                }),
-                Ok(_) => {}
+            match pool.fills().await {
+                Ok(fills) => {
+                    found.extend(fills.iter().filter_map(Fill::trouble).map(|trouble| StorageIllness {
+                        pool: name.to_string(),
+                        severity: trouble.severity,
+                        reason: trouble.reason,
+                        message: format!("pool {name}: {}", trouble.message),
+                    }));
+                }
                 Err(error) => found.push(unreachable(name.as_str(), &error)),
             }
         }

@@ -12,13 +12,13 @@ use uuid::Uuid;
 
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Sharing, Trouble, Turn,
-    record::{self, Content, Snapshot, Volume},
+    record::{self, Content, Group, Snapshot, Volume},
 };
 use crate::{
     bytes::Bytes,
     error::{Error, ErrorKind, Result},
     filesystem::BLOCK,
-    id::{PoolId, SnapshotId, VolumeId},
+    id::{GroupId, PoolId, SnapshotId, VolumeId},
     sys::{
         device::DeviceNumber,
         fake::{FakeDevice, FakeKernel},
@@ -40,8 +40,23 @@ struct Stored {
 struct State {
     volumes: BTreeMap<Uuid, Stored>,
     snapshots: BTreeMap<Uuid, Stored>,
+    groups: BTreeMap<Uuid, Vec<u8>>,
     faults: HashMap<&'static str, Fault>,
     calls: HashMap<&'static str, usize>,
+}
+
+impl State {
+    /// What a snapshot would hold now.
+    fn cut(&self, snapshot: &Snapshot, progress: &Progress) -> Result<(Snapshot, Stored)> {
+        let source = self.volumes.get(&snapshot.volume.uuid);
+        let mut stored = source.ok_or_else(|| FakePool::gone(snapshot.volume))?.clone();
+        let used = Bytes::new(stored.data.len() as u64);
+        progress.expect(used);
+        progress.advance(used);
+        let snapshot = Snapshot { size: stored.length, used, ..snapshot.clone() };
+        stored.record = record::encode(&snapshot)?;
+        Ok((snapshot, stored))
+    }
 }
 
 /// What a call is to do instead of what it does.
@@ -111,6 +126,11 @@ impl FakeDisk {
     /// Takes a volume off the disk, as an operator would who moves its file away.
     pub fn take_away(&self, id: VolumeId) {
         self.state().volumes.remove(&id.uuid);
+    }
+
+    /// Takes the record of a group off the disk likewise.
+    pub fn take_away_group(&self, id: GroupId) {
+        self.state().groups.remove(&id.uuid);
     }
 
     fn used(&self) -> Bytes {
@@ -205,6 +225,12 @@ impl Pool for FakePool {
                 Err(bad) => listing.damaged.push(format!("snapshot {}: {bad}", uuid.simple())),
             }
         }
+        for (uuid, stored) in &state.groups {
+            match record::decode(stored) {
+                Ok(group) => listing.groups.push(group),
+                Err(bad) => listing.damaged.push(format!("group {}: {bad}", uuid.simple())),
+            }
+        }
         Ok(listing)
     }
 
@@ -228,6 +254,16 @@ impl Pool for FakePool {
         match self.disk.state().snapshots.get(&id.uuid) {
             None => Ok(None),
             Some(stored) => record::decode(&stored.record).map(Some).map_err(|bad| {
+                Error::new(ErrorKind::Unavailable, format!("read the record of {id}")).because(bad)
+            }),
+        }
+    }
+
+    async fn find_group(&self, id: GroupId) -> Result<Option<Group>> {
+        self.fault("find_group", true).await?;
+        match self.disk.state().groups.get(&id.uuid) {
+            None => Ok(None),
+            Some(stored) => record::decode(stored).map(Some).map_err(|bad| {
                 Error::new(ErrorKind::Unavailable, format!("read the record of {id}")).because(bad)
             }),
         }
@@ -322,14 +358,7 @@ impl Pool for FakePool {
         self.fault("create_snapshot", true).await?;
         let snapshot = {
             let mut state = self.disk.state();
-            let source =
-                state.volumes.get(&snapshot.volume.uuid).ok_or_else(|| Self::gone(snapshot.volume))?;
-            let mut stored = source.clone();
-            let used = Bytes::new(stored.data.len() as u64);
-            progress.expect(used);
-            progress.advance(used);
-            let snapshot = Snapshot { size: stored.length, used, ..snapshot.clone() };
-            stored.record = record::encode(&snapshot)?;
+            let (snapshot, stored) = state.cut(snapshot, progress)?;
             state.snapshots.insert(snapshot.id.uuid, stored);
             snapshot
         };
@@ -341,6 +370,34 @@ impl Pool for FakePool {
         self.fault("delete_snapshot", true).await?;
         self.disk.state().snapshots.remove(&id.uuid);
         self.fault("delete_snapshot", false).await
+    }
+
+    async fn create_group(
+        &self,
+        group: &Group,
+        members: &[Snapshot],
+        progress: &Arc<Progress>,
+    ) -> Result<Vec<Snapshot>> {
+        self.fault("create_group", true).await?;
+        let cut = {
+            let mut state = self.disk.state();
+            let cut = members.iter().map(|member| state.cut(member, progress)).collect::<Result<Vec<_>>>()?;
+            state.groups.insert(group.id.uuid, record::encode(group)?);
+            state.snapshots.extend(cut.iter().map(|(snapshot, stored)| (snapshot.id.uuid, stored.clone())));
+            cut.into_iter().map(|(snapshot, _)| snapshot).collect()
+        };
+        self.fault("create_group", false).await?;
+        Ok(cut)
+    }
+
+    async fn delete_group(&self, id: GroupId) -> Result<()> {
+        self.fault("delete_group", true).await?;
+        if let Some(group) = self.find_group(id).await? {
+            let mut state = self.disk.state();
+            group.members.iter().for_each(|uuid| drop(state.snapshots.remove(uuid)));
+            state.groups.remove(&id.uuid);
+        }
+        self.fault("delete_group", false).await
     }
 
     async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held> {

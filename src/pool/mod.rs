@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use crate::{
     bytes::Bytes,
     error::Result,
-    id::{PoolId, SnapshotId, VolumeId},
+    id::{GroupId, PoolId, SnapshotId, VolumeId},
     sys::{
         device::{Device, DeviceNumber},
         superblock::Contents,
@@ -23,6 +23,7 @@ pub use crate::sys::file::Sharing;
 pub mod backup;
 pub mod fake;
 pub mod file;
+pub mod fill;
 pub mod format;
 mod identity;
 pub mod import;
@@ -31,8 +32,9 @@ pub mod set;
 mod templates;
 pub mod thin;
 
+use fill::Fill;
 use import::Import;
-use record::{Snapshot, Volume};
+use record::{Group, Snapshot, Volume};
 
 /// In which roles a process opens a pool. Each role has at most one process a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +99,8 @@ pub struct Listing {
     pub volumes: Vec<Volume>,
     /// Snapshots.
     pub snapshots: Vec<Snapshot>,
+    /// Groups of them.
+    pub groups: Vec<Group>,
     /// Objects in a place of ours whose record cannot be read, and why: never touched, always reported.
     pub damaged: Vec<String>,
     /// Objects in a place of ours without a record of their own: never touched, always reported.
@@ -175,9 +179,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Says how much there is to do.
-    pub fn expect(&self, total: Bytes) {
-        self.total.store(total.get(), Ordering::Relaxed);
+    /// Says that there is so much more to do.
+    pub fn expect(&self, more: Bytes) {
+        self.total.fetch_add(more.get(), Ordering::Relaxed);
     }
 
     /// Adds to what is done.
@@ -208,6 +212,22 @@ pub trait Pool: Send + Sync {
     /// Room in the pool. Cheap: asked before every creation.
     async fn capacity(&self) -> Result<Capacity>;
 
+    /// How full each part of the pool is.
+    async fn fills(&self) -> Result<Vec<Fill>> {
+        let Capacity { total, free, .. } = self.capacity().await?;
+        Ok(vec![Fill { part: fill::Part::Data, used: total.minus(free), total }])
+    }
+
+    /// Does what the configuration wants done before the pool is full. Fine where that is nothing.
+    async fn tend(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until the system below says that something has changed in the pool; for ever where it says nothing.
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
     /// Everything in the pool: a complete listing, or an error.
     async fn list(&self) -> Result<Listing>;
 
@@ -220,6 +240,9 @@ pub trait Pool: Send + Sync {
 
     /// The record of a snapshot likewise.
     async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>>;
+
+    /// The record of a group likewise.
+    async fn find_group(&self, id: GroupId) -> Result<Option<Group>>;
 
     /// Whether something happened after which only a new process may believe the disk again.
     fn is_broken(&self) -> bool;
@@ -267,6 +290,19 @@ pub trait Pool: Send + Sync {
 
     /// Removes a snapshot; fine where there is none. Volumes made from it are not affected.
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<()>;
+
+    /// Cuts the snapshots of a group, `members`, at one instant: with a write that one of them holds, they hold every
+    /// write that was done before that one began. All of them are there, durably, and the group with them, or none is.
+    /// `InUse` where a volume in use cannot be made to stand still. The records of the snapshots come back.
+    async fn create_group(
+        &self,
+        group: &Group,
+        members: &[Snapshot],
+        progress: &Arc<Progress>,
+    ) -> Result<Vec<Snapshot>>;
+
+    /// Removes a group and all its snapshots; fine where there is none.
+    async fn delete_group(&self, id: GroupId) -> Result<()>;
 
     /// Makes a device for a volume. `Busy` while the volume is being deleted.
     async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held>;

@@ -1,7 +1,8 @@
-//! Records: what the driver stores about a volume or a snapshot, beside its data. The types, and the text they are
+//! Records: what the driver stores about a volume, a snapshot or a group of them, beside its data. The types, and the text they are
 //! stored as: one line of JSON behind a version and a checksum, padded to a fixed length.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
 
 use crate::{
     bytes::Bytes,
@@ -9,7 +10,7 @@ use crate::{
     digest::Digest,
     error::{Error, ErrorKind, Result},
     filesystem::Filesystem,
-    id::{NodeId, SnapshotId, VolumeId},
+    id::{GroupId, NodeId, SnapshotId, VolumeId},
 };
 
 /// Longest record in bytes. An extended attribute of ext4 holds 4,040 bytes.
@@ -19,6 +20,8 @@ pub const RECORD_LIMIT: usize = 3072;
 const RECORD_LENGTH: usize = 1536;
 /// Most nodes that one volume can be granted to.
 pub const GRANT_LIMIT: usize = 4;
+/// Most snapshots in a group: each may stand for two devices that are paused together, and the minder takes 64.
+pub const GROUP_LIMIT: usize = 32;
 
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +67,45 @@ pub struct Snapshot {
     pub used: Bytes,
     /// When it was cut.
     pub created: Timestamp,
+    /// The group that it was cut with. Names of members are ours, and nobody finds one by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupId>,
+}
+
+/// Snapshots of several volumes of one pool, cut at one instant. They come and go together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its id.
+    pub id: GroupId,
+    /// The caller's name for it.
+    pub name: String,
+    /// Its snapshots, by what their ids have beyond the pool's.
+    pub members: Vec<Uuid>,
+    /// The request that made it: parameters and sources.
+    pub digest: Digest,
+    /// When it was cut.
+    pub created: Timestamp,
+}
+
+impl Group {
+    /// The ids of its snapshots.
+    pub fn snapshots(&self) -> impl Iterator<Item = SnapshotId> {
+        self.members.iter().map(|uuid| SnapshotId { pool: self.id.pool, uuid: *uuid })
+    }
+}
+
+/// How far the making or removing of something is that has more than one part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// It was begun: parts may be there, and nobody was told of them.
+    Making,
+    /// It is there.
+    Ready,
+    /// Its end was begun: parts may be gone.
+    Removing,
+    /// Nothing is there any more.
+    Removed,
 }
 
 /// What a volume was made to hold.
@@ -264,6 +306,31 @@ mod tests {
         assert_eq!(decode::<Volume>(&stored).unwrap(), volume);
         volume.grants = vec![volume.grants[0].clone(); 3 * GRANT_LIMIT];
         assert_eq!(encode(&volume).unwrap_err().kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn the_longest_group_fits() {
+        let id = GroupId::random(PoolId::random());
+        let group = Group {
+            id,
+            name: "\"".repeat(128),
+            members: (0..GROUP_LIMIT).map(|_| Uuid::new_v4()).collect(),
+            digest: Digest::of([]),
+            created: Timestamp { secs: i64::MAX, nanos: i32::MAX },
+        };
+        assert_eq!(decode::<Group>(&encode(&(&group)).unwrap()).unwrap(), group);
+        let member = Snapshot {
+            id: SnapshotId::random(id.pool),
+            name: format!("{}/{}", group.name, Uuid::new_v4().simple()),
+            volume: VolumeId::random(id.pool),
+            size: Bytes::MAX,
+            content: Content::Raw,
+            block: true,
+            used: Bytes::MAX,
+            created: group.created,
+            group: Some(id),
+        };
+        assert_eq!(decode::<Snapshot>(&encode(&member).unwrap()).unwrap(), member);
     }
 
     #[test]

@@ -146,6 +146,17 @@ impl Pools {
         slot.get().await
     }
 
+    /// The names of all of them.
+    pub fn names(&self) -> impl Iterator<Item = &PoolName> {
+        self.slots.iter().map(|slot| &slot.name)
+    }
+
+    /// The pool with this name, if it is open.
+    #[must_use]
+    pub fn current(&self, name: &PoolName) -> Option<Arc<dyn Pool>> {
+        self.slots.iter().find(|slot| slot.name == *name)?.current()
+    }
+
     /// Every pool by name, open or with the reason why not.
     pub async fn all(&self) -> Vec<(PoolName, Result<Arc<dyn Pool>>)> {
         let mut all = Vec::with_capacity(self.slots.len());

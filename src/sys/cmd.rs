@@ -42,11 +42,17 @@ pub enum Tool {
     CheckBtrfs,
     /// The logical volume manager.
     Lvm,
+    /// Checks the metadata of a thin pool.
+    ThinCheck,
+    /// Writes it anew, as far as it can be read.
+    ThinRepair,
+    /// Tells what signatures a disk bears.
+    Wipefs,
 }
 
 impl Tool {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::MkfsExt4,
         Self::MkfsXfs,
         Self::MkfsBtrfs,
@@ -54,6 +60,9 @@ impl Tool {
         Self::CheckXfs,
         Self::CheckBtrfs,
         Self::Lvm,
+        Self::ThinCheck,
+        Self::ThinRepair,
+        Self::Wipefs,
     ];
 
     /// The program's file name.
@@ -67,6 +76,9 @@ impl Tool {
             Self::CheckXfs => "xfs_repair",
             Self::CheckBtrfs => "btrfs",
             Self::Lvm => "lvm",
+            Self::ThinCheck => "thin_check",
+            Self::ThinRepair => "thin_repair",
+            Self::Wipefs => "wipefs",
         }
     }
 
@@ -78,6 +90,8 @@ impl Tool {
             Self::MkfsXfs | Self::CheckXfs => "xfsprogs",
             Self::MkfsBtrfs | Self::CheckBtrfs => "btrfs-progs",
             Self::Lvm => "lvm2",
+            Self::ThinCheck | Self::ThinRepair => "thin-provisioning-tools",
+            Self::Wipefs => "util-linux",
         }
     }
 }

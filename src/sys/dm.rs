@@ -5,9 +5,11 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{CWD, FileType, Mode, mkdirat, mknodat},
     io::Errno,
 };
@@ -33,6 +35,7 @@ const DEV_STATUS: u8 = 7;
 const TABLE_LOAD: u8 = 9;
 const TABLE_STATUS: u8 = 12;
 const TARGET_MSG: u8 = 14;
+const DEV_ARM_POLL: u8 = 16;
 
 /// Flags of `struct dm_ioctl`.
 const READ_ONLY: u32 = 1;
@@ -298,6 +301,17 @@ impl Mapper {
         self.send(DEV_SUSPEND, call).map(drop)
     }
 
+    /// Gives a device that runs the table that was loaded last: one call, in which it stands still, and which nothing can
+    /// cut in two.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn exchange(&self, name: &str) -> io::Result<()> {
+        let mut call = Call::new(name, &[])?.flag(SKIP_LOCKFS);
+        call.set(EVENT, KEEP_OFF);
+        self.send(DEV_SUSPEND, call).map(drop)
+    }
+
     /// Removes a device; `false` where it is in use. Fine where there is none.
     ///
     /// # Errors
@@ -347,6 +361,16 @@ impl Mapper {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits until anything happens to any device, such as a pool that passes its low-water mark; `false` where nothing does.
+    ///
+    /// # Errors
+    /// Those of the ioctl and of poll(2).
+    pub fn wait_for_event(&self, patience: Duration) -> io::Result<bool> {
+        self.send(DEV_ARM_POLL, Call::new("", &[])?)?;
+        let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
+        Ok(poll(&mut [PollFd::new(&self.control, PollFlags::IN)], Some(&patience))? > 0)
     }
 
     /// The names of all devices, whosever they are.

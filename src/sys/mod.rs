@@ -2,6 +2,7 @@
 
 pub mod cmd;
 pub mod device;
+pub mod disk;
 pub mod dm;
 pub mod fake;
 pub mod file;

@@ -442,5 +442,5 @@ async fn who_we_are() {
     let offered = rig.node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
     assert_eq!(offered.capabilities.len(), 6);
     let plugin = rig.identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(plugin.into_inner().capabilities.len(), 4);
+    assert_eq!(plugin.into_inner().capabilities.len(), 5);
 }

@@ -19,7 +19,8 @@ use lagan::{
     proto::{
         ControllerPublishVolumeRequest, CreateVolumeRequest, NodePublishVolumeRequest,
         NodeStageVolumeRequest, Snapshot, Volume, VolumeCapability, controller_client::ControllerClient,
-        identity_client::IdentityClient, node_client::NodeClient, volume_capability::access_mode::Mode,
+        group_controller_client::GroupControllerClient, identity_client::IdentityClient,
+        node_client::NodeClient, volume_capability::access_mode::Mode,
     },
     sys::fake::FakeKernel,
 };
@@ -37,8 +38,8 @@ pub(crate) const GIB: i64 = 1 << 30;
 pub(crate) const FORGOTTEN: &str = "ffffffffffffffffffffffffffffffff";
 
 pub(crate) use crate::requests::{
-    NODE, block, check, create_with, delete, from_snapshot, from_volume, hide_at, mount_with, publish_with,
-    show_at, snapshot_of, stage_at, unpublish_from, unstage_at,
+    NODE, block, check, create_with, delete, from_snapshot, from_volume, group_of, hide_at, mount_with,
+    publish_with, show_at, snapshot_of, stage_at, ungroup, unpublish_from, unstage_at,
 };
 
 struct FakeOpener {
@@ -75,6 +76,7 @@ pub(crate) struct Rig {
     server: tokio::task::JoinHandle<()>,
     pub(crate) identity: IdentityClient<Channel>,
     pub(crate) controller: ControllerClient<Channel>,
+    pub(crate) groups: GroupControllerClient<Channel>,
     pub(crate) node: NodeClient<Channel>,
 }
 
@@ -122,7 +124,9 @@ impl Rig {
             Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap();
         let (identity, controller) =
             (IdentityClient::new(channel.clone()), ControllerClient::new(channel.clone()));
-        Self { disk, kernel, work, directory, server, identity, controller, node: NodeClient::new(channel) }
+        let groups = GroupControllerClient::new(channel.clone());
+        let node = NodeClient::new(channel);
+        Self { disk, kernel, work, directory, server, identity, controller, groups, node }
     }
 
     /// The same disk and kernel under a new process: nothing that was remembered is left.

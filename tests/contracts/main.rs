@@ -7,6 +7,7 @@
 mod disk;
 #[path = "../support/group.rs"]
 mod group;
+mod groups;
 mod kernel;
 mod pool;
 mod rig;

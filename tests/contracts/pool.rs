@@ -24,6 +24,7 @@ fn snapshot_of(volume: &Volume, name: &str) -> Snapshot {
         block: volume.block,
         used: Bytes::ZERO,
         created: Timestamp::now(),
+        group: None,
     }
 }
 

@@ -32,6 +32,8 @@ use crate::{
 static MACHINE: Mutex<()> = Mutex::new(());
 /// The one thin pool of the virtual machine.
 static GROUP: OnceLock<()> = OnceLock::new();
+/// The one pool on a disk of its own there.
+static DISK: OnceLock<PoolId> = OnceLock::new();
 
 /// How the blocks of a volume are reached beside the pool.
 enum Blocks {
@@ -57,7 +59,7 @@ pub(crate) struct Rig {
 /// disk for it.
 pub(crate) fn kinds() -> Vec<&'static str> {
     if group::disk().is_some() {
-        return vec!["thin on lvm"];
+        return vec!["thin on lvm", "thin on a disk"];
     }
     vec!["fake", "file on xfs", "file on ext4", "file on btrfs"]
 }
@@ -79,8 +81,8 @@ impl Rig {
             return Self { name, pool, kernel, targets, blocks, reopen, root, disk: None, _machine: machine };
         }
         let commands = Arc::new(Commands::find());
-        if name == "thin on lvm" {
-            return Self::thin(root, targets, commands, machine);
+        if name.starts_with("thin") {
+            return Self::thin(name, root, targets, commands, machine);
         }
         let (disk, path, files, image) = match name.rsplit(' ').next().unwrap() {
             "xfs" => (None, root.join("pool"), root.join("pool/fs/volumes"), Some(Bytes::gib(4))),
@@ -112,16 +114,24 @@ impl Rig {
     }
 
     fn thin(
+        name: &'static str,
         root: PathBuf,
         targets: String,
         commands: Arc<Commands>,
         machine: MutexGuard<'static, ()>,
     ) -> Self {
-        let place = thin::Place { vg: group::VG.into(), thin_pool: group::POOL.into() };
-        GROUP.get_or_init(|| {
-            group::ensure(2048);
-            thin::init(&place, "machine", &commands).unwrap();
-        });
+        let place = thin::VolumeGroup { vg: group::VG.into(), thin_pool: group::POOL.into() };
+        let place = if name == "thin on lvm" {
+            GROUP.get_or_init(|| {
+                group::ensure(2048);
+                thin::init_group(&place, "machine", &commands).unwrap();
+            });
+            thin::Place::Lvm(place)
+        } else {
+            let disk = PathBuf::from(std::env::var("LAGAN_SPARE_DISK").unwrap());
+            DISK.get_or_init(|| thin::init_disk(&disk, "machine", None, &commands).unwrap());
+            thin::Place::Disk(disk)
+        };
         let settings = thin::Settings {
             place,
             machine: "machine".into(),
@@ -129,6 +139,7 @@ impl Rig {
             overcommit_percent: 1000,
             freeze_limit: Duration::from_secs(20),
             templates: 4,
+            extend: None,
         };
         let open = {
             let commands = Arc::clone(&commands);
@@ -139,8 +150,7 @@ impl Rig {
         };
         let kernel = Arc::new(Linux::new(&[PathBuf::from(&targets)], commands));
         let (pool, blocks, reopen) = (open(), Blocks::Devices, Box::new(open));
-        let (name, disk) = ("thin on lvm", None);
-        Self { name, pool, kernel, targets, blocks, reopen, root, disk, _machine: machine }
+        Self { name, pool, kernel, targets, blocks, reopen, root, disk: None, _machine: machine }
     }
 
     /// Deletes all that is in the pool: it serves the next test too.
@@ -150,6 +160,9 @@ impl Rig {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 let listing = pool.list().await.unwrap();
+                for group in listing.groups {
+                    pool.delete_group(group.id).await.unwrap();
+                }
                 for snapshot in listing.snapshots {
                     pool.delete_snapshot(snapshot.id).await.unwrap();
                 }

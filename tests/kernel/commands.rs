@@ -37,9 +37,20 @@ async fn the_life_of_a_volume_by_hand() {
     assert_eq!(shown(&["pool", "list"])[0]["state"], "open");
 
     let snapshot = shown(&["snapshot", "create", "before", &id])[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(shown(&["snapshot", "show", &snapshot])[0]["group"], "");
     let copy = shown(&["volume", "create", "copy", "--from-snapshot", &snapshot]);
     let copy = copy[0]["id"].as_str().unwrap();
     assert_eq!(shown(&["volume", "list"]).as_array().unwrap().len(), 2);
+
+    let set = shown(&["snapshot", "create", "both", &id, copy]);
+    let group = set[0]["group"].as_str().unwrap().to_owned();
+    assert_eq!(shown(&["snapshot", "create", "both", copy, &id]), set);
+    assert_eq!(shown(&["snapshot", "show", &group]).as_array().unwrap().len(), 2);
+    let member = set[1]["id"].as_str().unwrap();
+    refused(&lagan(&["snapshot", "delete", "--yes", member]), &group);
+    assert!(lagan(&["snapshot", "delete", "--yes", &group]).status.success());
+    refused(&lagan(&["snapshot", "delete", "--yes", &group]), "does not exist");
+    refused(&lagan(&["snapshot", "show", member]), "does not exist");
 
     daemon.controller.controller_publish_volume(publish_with(&id, &filesystem("ext4"))).await.unwrap();
     refused(&lagan(&["volume", "delete", "--yes", &id]), "published to node n1");

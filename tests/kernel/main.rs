@@ -5,13 +5,18 @@
 mod backup;
 mod commands;
 mod copies;
+#[path = "../support/counter.rs"]
+mod counter;
 mod crash;
 #[path = "../support/disk.rs"]
 mod disk;
 mod formats;
 mod freeze;
+mod groups;
 mod growth;
 mod import;
+#[path = "../support/kill.rs"]
+mod kill;
 mod life;
 mod recovery;
 #[path = "../support/requests.rs"]

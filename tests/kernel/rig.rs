@@ -12,8 +12,9 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use lagan::proto::{
-    Snapshot, Volume, VolumeCapability, controller_client::ControllerClient, identity_client::IdentityClient,
-    node_client::NodeClient, volume_capability::access_mode::Mode,
+    Snapshot, Volume, VolumeCapability, VolumeGroupSnapshot, controller_client::ControllerClient,
+    group_controller_client::GroupControllerClient, identity_client::IdentityClient, node_client::NodeClient,
+    volume_capability::access_mode::Mode,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
@@ -23,8 +24,8 @@ use tonic::{
 };
 
 use crate::requests::{
-    create_with, delete, hide_at, mount_with, publish_with, show_at, snapshot_of, stage_at, unpublish_from,
-    unstage_at,
+    create_with, delete, group_of, hide_at, mount_with, publish_with, show_at, snapshot_of, stage_at,
+    unpublish_from, unstage_at,
 };
 
 /// Loop devices and the table of mounts are one for the whole machine: one test at a time.
@@ -43,6 +44,8 @@ pub(crate) enum Kind {
     On(&'static str),
     /// A thin pool of LVM, by the names of group and pool: made once, and emptied by each test.
     Lvm(&'static str, &'static str),
+    /// A disk of its own, prepared before.
+    Block(&'static str),
 }
 
 pub(crate) struct Ground {
@@ -74,7 +77,7 @@ impl Ground {
         }
         let pool_settings = "overcommit_percent = 10000\n".to_owned();
         let disk = match kind {
-            Kind::Image | Kind::Lvm(..) => None,
+            Kind::Image | Kind::Lvm(..) | Kind::Block(_) => None,
             Kind::On(filesystem) => Some(Disk::new(&root, filesystem, mib)),
         };
         let (http, settings) = ("off", String::new());
@@ -84,6 +87,7 @@ impl Ground {
             Kind::Image => ground.lagan(&["pool", "init", &pool, "--image", &size]),
             Kind::On(_) => ground.lagan(&["pool", "init", &pool]),
             Kind::Lvm(vg, thin) => ground.lagan(&["pool", "init", "--lvm", &format!("{vg}/{thin}")]),
+            Kind::Block(_) => return ground,
         };
         let again =
             matches!(kind, Kind::Lvm(..)) && String::from_utf8_lossy(&made.stderr).contains("one already");
@@ -93,7 +97,7 @@ impl Ground {
 
     pub(crate) fn pool(&self) -> PathBuf {
         match self.kind {
-            Kind::Image | Kind::Lvm(..) => self.root.join("pool"),
+            Kind::Image | Kind::Lvm(..) | Kind::Block(_) => self.root.join("pool"),
             Kind::On(_) => self.root.join("disk/pool"),
         }
     }
@@ -102,7 +106,7 @@ impl Ground {
     pub(crate) fn volumes(&self) -> PathBuf {
         match self.kind {
             Kind::Image => self.pool().join("fs/volumes"),
-            Kind::On(_) | Kind::Lvm(..) => self.pool().join("volumes"),
+            Kind::On(_) | Kind::Lvm(..) | Kind::Block(_) => self.pool().join("volumes"),
         }
     }
 
@@ -118,6 +122,7 @@ impl Ground {
         let root = text(&self.root);
         let place = match self.kind {
             Kind::Lvm(vg, thin) => format!("kind = \"lvm\"\nvg = \"{vg}\"\nthin_pool = \"{thin}\""),
+            Kind::Block(device) => format!("kind = \"block\"\ndevice = \"{device}\""),
             _ => format!("kind = \"file\"\npath = \"{}\"", text(&self.pool())),
         };
         let config = format!(
@@ -281,6 +286,7 @@ pub(crate) struct Daemon {
     log: PathBuf,
     pub(crate) identity: IdentityClient<Channel>,
     pub(crate) controller: ControllerClient<Channel>,
+    pub(crate) groups: GroupControllerClient<Channel>,
     pub(crate) node: NodeClient<Channel>,
 }
 
@@ -311,6 +317,7 @@ impl Daemon {
             log,
             identity: IdentityClient::new(channel.clone()),
             controller: ControllerClient::new(channel.clone()),
+            groups: GroupControllerClient::new(channel.clone()),
             node: NodeClient::new(channel),
         }
     }
@@ -372,6 +379,16 @@ impl Daemon {
     pub(crate) async fn snapshot(&mut self, volume: &str, name: &str) -> Result<Snapshot, Status> {
         let answer = self.controller.create_snapshot(snapshot_of(volume, name)).await?;
         Ok(answer.into_inner().snapshot.unwrap())
+    }
+
+    /// Snapshots of volumes at one instant.
+    pub(crate) async fn group(
+        &mut self,
+        volumes: &[&str],
+        name: &str,
+    ) -> Result<VolumeGroupSnapshot, Status> {
+        let answer = self.groups.create_volume_group_snapshot(group_of(volumes, name)).await?;
+        Ok(answer.into_inner().group_snapshot.unwrap())
     }
 
     pub(crate) async fn delete(&mut self, id: &str) {

@@ -2,8 +2,9 @@
 
 use lagan::proto::{
     CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateSnapshotRequest,
-    CreateVolumeRequest, DeleteVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
-    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability, VolumeContentSource,
+    CreateVolumeGroupSnapshotRequest, CreateVolumeRequest, DeleteVolumeGroupSnapshotRequest,
+    DeleteVolumeRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, VolumeCapability, VolumeContentSource, VolumeGroupSnapshot,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
     volume_content_source::{SnapshotSource, Type, VolumeSource},
 };
@@ -74,6 +75,22 @@ pub(crate) fn snapshot_of(volume: &str, name: &str) -> CreateSnapshotRequest {
         name: name.into(),
         source_volume_id: volume.into(),
         ..CreateSnapshotRequest::default()
+    }
+}
+
+pub(crate) fn group_of(volumes: &[&str], name: &str) -> CreateVolumeGroupSnapshotRequest {
+    CreateVolumeGroupSnapshotRequest {
+        name: name.into(),
+        source_volume_ids: volumes.iter().map(|&id| id.to_owned()).collect(),
+        ..CreateVolumeGroupSnapshotRequest::default()
+    }
+}
+
+pub(crate) fn ungroup(group: &VolumeGroupSnapshot) -> DeleteVolumeGroupSnapshotRequest {
+    DeleteVolumeGroupSnapshotRequest {
+        group_snapshot_id: group.group_snapshot_id.clone(),
+        snapshot_ids: group.snapshots.iter().map(|member| member.snapshot_id.clone()).collect(),
+        ..DeleteVolumeGroupSnapshotRequest::default()
     }
 }
 

@@ -1,11 +1,7 @@
 //! SIGKILL before each state-changing system call of each operation, with live writers on the source and on a neighbour.
 //! Afterwards nobody hangs, nothing is lost or left, and the same request succeeds.
 
-use std::{
-    fs,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use lagan::proto::{
     CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, DeleteSnapshotRequest,
@@ -15,7 +11,8 @@ use tonic::Status;
 
 use crate::{
     group,
-    requests::{create_with, delete, from_snapshot, from_volume, snapshot_of},
+    kill::kill_at,
+    requests::{create_with, delete, from_snapshot, from_volume, group_of, snapshot_of, ungroup},
     rig::{Daemon, Ground, Kind, MIB, filesystem},
     writer::Writer,
 };
@@ -23,22 +20,25 @@ use crate::{
 /// The calls that change something: messages to device-mapper, records, flushes.
 const CHANGES: &str = "ioctl,pwrite64,fdatasync,fsync";
 /// How long a writer may be made to wait, in a machine that is emulated.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is done, and killed.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Create,
     Snapshot,
+    /// Of the source and its neighbour, both written to.
+    Set,
     Clone,
     Restore,
     Grow,
     Delete,
 }
 
-const ALL: [Operation; 6] = [
+const ALL: [Operation; 7] = [
     Operation::Create,
     Operation::Snapshot,
+    Operation::Set,
     Operation::Clone,
     Operation::Restore,
     Operation::Grow,
@@ -49,6 +49,7 @@ const ALL: [Operation; 6] = [
 struct Stage {
     /// Published, and written to all the time.
     source: String,
+    neighbour: String,
     snapshot: String,
     /// Made anew for each trial that deletes or grows it.
     victim: String,
@@ -76,6 +77,12 @@ async fn attempt(daemon: &mut Daemon, stage: &Stage, operation: Operation) -> Re
             let answer = daemon.controller.create_snapshot(snapshot_of(&stage.source, "cut")).await?;
             Ok(Some(answer.into_inner().snapshot.unwrap().snapshot_id))
         }
+        Operation::Set => {
+            let request = group_of(&[&stage.source, &stage.neighbour], "set");
+            let group = daemon.groups.create_volume_group_snapshot(request).await?.into_inner();
+            let group = group.group_snapshot.unwrap();
+            daemon.groups.delete_volume_group_snapshot(ungroup(&group)).await.map(|_| None)
+        }
         Operation::Grow => {
             let capacity_range = Some(CapacityRange { required_bytes: stage.size, limit_bytes: 0 });
             let request = ControllerExpandVolumeRequest {
@@ -100,30 +107,8 @@ async fn remove(daemon: &mut Daemon, id: Option<String>) {
     }
 }
 
-/// A tracer that kills the daemon before the `point`th change that one of its threads makes.
-#[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
-fn kill_at(daemon: &Daemon, point: u32) -> Child {
-    let pid = daemon.pid().as_raw_nonzero().to_string();
-    let inject = format!("inject={CHANGES}:signal=SIGKILL:when={point}");
-    let tracer = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/dev/null", "-p", &pid, "-e", &format!("trace={CHANGES}"), "-e", &inject])
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    let traced = |task: fs::DirEntry| {
-        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
-    };
-    let begun = Instant::now();
-    while !fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| traced(task.unwrap())) {
-        assert!(begun.elapsed() < Duration::from_secs(30), "strace does not attach");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    tracer
-}
-
 /// Which points are tried: all, or so many of each operation.
-fn is_tried(point: u32) -> bool {
+pub(crate) fn is_tried(point: u32) -> bool {
     match std::env::var("POINTS").unwrap_or_default().as_str() {
         "all" => true,
         "" => [2, 5].contains(&point),
@@ -136,7 +121,7 @@ async fn trial(ground: &Ground, stage: &mut Stage, operation: Operation, point: 
     let mut daemon = ground.start().await;
     stage.size += MIB;
     stage.victim = daemon.create("victim", 64, &filesystem("ext4")).await.volume_id;
-    let mut tracer = kill_at(&daemon, point);
+    let mut tracer = kill_at(daemon.pid(), CHANGES, point);
     let answer = attempt(&mut daemon, stage, operation).await;
     let survived = answer.is_ok();
     daemon.kill();
@@ -163,7 +148,8 @@ async fn killed_at_any_point() {
     let shown = daemon.show(&ground, &source, "source", &how).await;
     let beside = daemon.show(&ground, &neighbour, "neighbour", &how).await;
     let snapshot = daemon.snapshot(&source, "before").await.unwrap().snapshot_id;
-    let mut stage = Stage { source, snapshot, victim: String::new(), size: 64 * MIB };
+    let mut stage =
+        Stage { source, neighbour: neighbour.clone(), snapshot, victim: String::new(), size: 64 * MIB };
     daemon.kill();
     let writers = [Writer::on(&shown), Writer::on(&beside)];
     for operation in ALL {

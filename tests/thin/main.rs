@@ -4,17 +4,23 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
 mod backup;
+mod block;
+#[path = "../support/counter.rs"]
+mod counter;
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
 mod doctor;
 #[path = "../support/group.rs"]
 mod group;
+mod groups;
+mod guardian;
 mod import;
+#[path = "../support/kill.rs"]
+mod kill;
 mod kills;
 mod recovery;
 #[path = "../support/requests.rs"]
-#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod requests;
 #[path = "../kernel/rig.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]

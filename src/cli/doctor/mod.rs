@@ -6,7 +6,7 @@ use std::{path::Path, process::ExitCode};
 use clap::Args;
 use serde_json::json;
 
-use super::{Common, Output, block_on, client::Daemon, out, pool::thin_place};
+use super::{Common, Output, block_on, client::Daemon, out};
 use crate::{
     app::{self, OLDEST_KERNEL},
     config::{Config, Mode, Place},
@@ -18,7 +18,7 @@ use crate::{
     sys::{cmd::Commands, file::Directory, host, mountinfo},
 };
 
-mod lvm;
+mod thin;
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -93,10 +93,13 @@ async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
         let missing = if config.default_pool { Verdict::Warning } else { Verdict::Failure };
         let subject = format!("pool {}", pool.name);
         examine_pool(&pool.place, &subject, missing, &mut findings);
-        if let Place::Lvm { vg, thin_pool } = &pool.place {
-            let report = report::report(&thin_place(vg, thin_pool), &Commands::find());
-            let place = pool.place.to_string();
-            findings.extend(lvm::judge(&subject, &place, pool.overcommit_percent, &report));
+        if let Ok(place) = app::thin_place(&pool.place) {
+            let terms = thin::Terms {
+                place: &pool.place,
+                overcommit_percent: pool.overcommit_percent,
+                extend_at: pool.extend.map(|(at, _)| at),
+            };
+            findings.extend(thin::judge(&subject, &terms, &report::report(&place, &Commands::find())));
         }
     }
     examine_roots(config, &mut findings);

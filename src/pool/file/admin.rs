@@ -93,8 +93,11 @@ pub fn delete(path: &Path) -> Result<()> {
     let root = image::resolve(&directory, Mounting::AsNeeded)?;
     let store = Store::open(root.try_clone().doing(what)?, marker.id, true)?;
     let listing = store.list()?;
-    let kept =
-        listing.volumes.len() + listing.snapshots.len() + listing.damaged.len() + listing.strangers.len();
+    let kept = listing.volumes.len()
+        + listing.snapshots.len()
+        + listing.groups.len()
+        + listing.damaged.len()
+        + listing.strangers.len();
     if kept > 0 {
         return Err(Error::new(ErrorKind::InUse, format!("{}: it holds {kept} objects", what())));
     }

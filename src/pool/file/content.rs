@@ -21,6 +21,7 @@ use crate::{
     sys::{
         file::{self, Access, no_writers},
         loopdev::{self, Binding},
+        minder::Minder,
     },
 };
 
@@ -111,23 +112,25 @@ impl Inner {
                 ),
             ));
         }
-        self.expect_to_fit(id, &from, limit)?;
-        let Some(minder) = &self.minder else {
-            let what = format!("{id} is in use, and no minder runs that could end a freeze");
-            return Err(Error::new(ErrorKind::Unavailable, what));
-        };
+        self.expect_to_fit(&id.to_string(), &[&from], limit)?;
         let deadline = limit.mul_f32(0.9);
-        pause::frozen(&self.store, minder, id, &devices, limit, || {
+        pause::frozen(&self.store, self.minder()?, &[(id, devices)], limit, || {
             self.copy_within(&from, to, progress, Some(deadline))
         })
     }
 
+    /// Who ends a freeze if we cannot.
+    pub(super) fn minder(&self) -> Result<&Minder> {
+        let what = "a volume is in use, and no minder runs that could end a freeze";
+        self.minder.as_deref().ok_or_else(|| Error::new(ErrorKind::Unavailable, what))
+    }
+
     /// Copies a file that nobody writes to.
-    fn copy_quiet(&self, from: &File, to: &File, progress: &Progress) -> Result<()> {
+    pub(super) fn copy_quiet(&self, from: &File, to: &File, progress: &Progress) -> Result<()> {
         if self.reflink { share(from, to) } else { self.copy_within(from, to, progress, None) }
     }
 
-    fn copy_within(
+    pub(super) fn copy_within(
         &self,
         from: &File,
         to: &File,
@@ -175,19 +178,24 @@ impl Inner {
     }
 
     /// Refuses a freeze that would be too long, before anybody has to wait for it.
-    fn expect_to_fit(&self, id: VolumeId, from: &File, limit: Duration) -> Result<()> {
-        let amount = file::stat(from).doing(|| format!("look at {id}"))?.allocated;
+    pub(super) fn expect_to_fit(&self, name: &str, sources: &[&File], limit: Duration) -> Result<()> {
+        let (mut amount, mut largest) = (Bytes::ZERO, (Bytes::ZERO, None));
+        for from in sources {
+            let allocated = file::stat(from).doing(|| format!("look at {name}"))?.allocated;
+            amount = amount.plus(allocated);
+            largest = if allocated >= largest.0 { (allocated, Some(*from)) } else { largest };
+        }
         if amount < SAMPLE {
             return Ok(());
         }
-        if self.copy_rate.time_for(amount).is_none() {
+        if let (None, Some(from)) = (self.copy_rate.time_for(amount), largest.1) {
             self.sample(from)?;
         }
         match self.copy_rate.time_for(amount) {
             Some(time) if time > limit => Err(Error::new(
                 ErrorKind::InUse,
                 format!(
-                    "{id} is in use: copying its {amount} would take about {}, and a freeze may last {}. Unstage \
+                    "{name} is in use: copying its {amount} would take about {}, and a freeze may last {}. Unstage \
                      the volume, raise freeze_limit, or use a pool on xfs or btrfs, which needs no copy",
                     humantime::format_duration(time),
                     humantime::format_duration(limit)
@@ -219,7 +227,7 @@ impl Inner {
 }
 
 /// Makes `to` share the blocks of `from`.
-fn share(from: &File, to: &File) -> Result<()> {
+pub(super) fn share(from: &File, to: &File) -> Result<()> {
     file::reflink(from, to).doing(|| "share the blocks of the source")
 }
 

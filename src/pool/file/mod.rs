@@ -1,8 +1,8 @@
 //! The file pool: a volume is a sparse file on a loop device. A snapshot shares its blocks on xfs and btrfs, and is a
 //! sparse copy elsewhere. This file says what the pool promises; the others how: `marker` its identity and locks,
 //! `admin` what a person does to a pool, `store` files and records, `content` what a new file holds, `import` what comes
-//! from elsewhere, `templates` new filesystems, `pause` sources in use, `attach` devices, `image` a pool in one file,
-//! `restore` records as text and back.
+//! from elsewhere, `groups` snapshots at one instant, `templates` new filesystems, `pause` sources in use, `attach`
+//! devices, `image` a pool in one file, `restore` records as text and back.
 
 use std::{
     path::PathBuf,
@@ -15,15 +15,16 @@ use uuid::Uuid;
 
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Trouble, Turn,
+    fill::{Fill, Part},
     import::{self as imports, Import},
-    record::{Snapshot, Volume},
+    record::{Group, Snapshot, Volume},
 };
 use crate::{
     blocking::blocking,
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
     filesystem::{BLOCK, Filesystem},
-    id::{PoolId, SnapshotId, VolumeId},
+    id::{GroupId, PoolId, SnapshotId, VolumeId},
     sys::{
         cmd::Commands,
         device::DeviceNumber,
@@ -36,6 +37,7 @@ use crate::{
 mod admin;
 mod attach;
 mod content;
+mod groups;
 mod image;
 mod import;
 mod marker;
@@ -236,7 +238,7 @@ impl Inner {
 
     fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         self.store.check_writable()?;
-        if self.store.snapshot(id)?.is_none() {
+        if self.store.ready_snapshot(id)?.is_none() {
             return Ok(());
         }
         self.store.remove(&self.store.snapshots, id.uuid)
@@ -269,6 +271,7 @@ impl Inner {
 
     fn recover(&self) -> Result<Vec<String>> {
         let mut done = self.finish_growing()?;
+        done.extend(self.recover_groups()?);
         done.extend(pause::recover(&self.store, |uuid| {
             let id = VolumeId { pool: self.store.pool, uuid };
             Ok(self
@@ -315,14 +318,8 @@ impl Inner {
                 message: error.to_string(),
             });
         }
-        let capacity = self.capacity()?;
-        if capacity.free < capacity.reserve {
-            found.push(Trouble {
-                severity: Severity::Degraded,
-                reason: "PoolNearlyFull",
-                message: format!("{} of {} are free in the pool", capacity.free, capacity.total),
-            });
-        }
+        let Capacity { total, free, .. } = self.capacity()?;
+        found.extend(Fill { part: Part::Data, used: total.minus(free), total }.trouble());
         Ok(found)
     }
 }
@@ -354,7 +351,11 @@ impl Pool for FilePool {
     }
 
     async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
-        self.run(move |inner| inner.store.snapshot(id)).await
+        self.run(move |inner| inner.store.ready_snapshot(id)).await
+    }
+
+    async fn find_group(&self, id: GroupId) -> Result<Option<Group>> {
+        self.run(move |inner| inner.store.ready_group(id)).await
     }
 
     async fn occupied(&self, id: VolumeId) -> Result<Bytes> {
@@ -424,6 +425,20 @@ impl Pool for FilePool {
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         self.run(move |inner| inner.delete_snapshot(id)).await
+    }
+
+    async fn create_group(
+        &self,
+        group: &Group,
+        members: &[Snapshot],
+        progress: &Arc<Progress>,
+    ) -> Result<Vec<Snapshot>> {
+        let (group, members, progress) = (group.clone(), members.to_vec(), Arc::clone(progress));
+        self.run(move |inner| inner.create_group(&group, &members, &progress)).await
+    }
+
+    async fn delete_group(&self, id: GroupId) -> Result<()> {
+        self.run(move |inner| inner.delete_group(id)).await
     }
 
     async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held> {

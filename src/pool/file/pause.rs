@@ -37,28 +37,32 @@ pub(super) fn settle(id: VolumeId, devices: &[DeviceNumber]) -> Result<()> {
     Ok(())
 }
 
-/// Freezes the filesystem of a mounted volume, runs `work` with nothing else going on, and thaws it. The result of
-/// `work` counts only if all of it lay inside the freeze.
+/// Freezes the filesystems of mounted volumes, all together, runs `work` with nothing else going on, and thaws them. The
+/// result of `work` counts only if all of it lay inside the freeze.
 pub(super) fn frozen<T>(
     store: &Store,
     minder: &Minder,
-    id: VolumeId,
-    devices: &[DeviceNumber],
+    volumes: &[(VolumeId, Vec<DeviceNumber>)],
     limit: Duration,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    let what = || format!("freeze {id}");
-    let roots = mounted_roots(devices).doing(what)?;
-    if roots.is_empty() {
-        let what = format!(
-            "{id} is in use, but not mounted where this process could freeze it: unpublish it first, or use a pool \
-             on xfs or btrfs"
-        );
-        return Err(Error::new(ErrorKind::InUse, what));
+    let names: Vec<_> = volumes.iter().map(|(id, _)| id.to_string()).collect();
+    let names = names.join(", ");
+    let what = || format!("freeze {names}");
+    let mut roots = Vec::new();
+    for (id, devices) in volumes {
+        let its = mounted_roots(devices).doing(what)?;
+        if its.is_empty() {
+            let what = format!(
+                "{id} is in use, but not mounted where this process could freeze it: unpublish it first"
+            );
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        roots.extend(its);
     }
     // What is dirty is written while writers still run: the freeze itself then has little to flush.
     roots.iter().try_for_each(rustix::fs::syncfs).doing(what)?;
-    let mut intent = Intent::record(store, id.uuid)?;
+    let mut intent = Intent::record(store, volumes.iter().map(|(id, _)| id.uuid))?;
     let pause = match minder.pause(&roots, limit) {
         Ok(pause) => pause,
         Err(error) => {
@@ -84,7 +88,10 @@ pub(super) fn frozen<T>(
         return Ok(result);
     }
     let limit = humantime::format_duration(limit);
-    Err(Error::new(ErrorKind::InUse, format!("{id} could not be copied within the freeze limit of {limit}")))
+    Err(Error::new(
+        ErrorKind::InUse,
+        format!("{names} could not be copied within the freeze limit of {limit}"),
+    ))
 }
 
 fn not_frozen(what: &str, error: std::io::Error) -> Error {
@@ -97,21 +104,24 @@ fn not_frozen(what: &str, error: std::io::Error) -> Error {
     Error::io(format!("{what}: {reason}"), error).as_kind(kind)
 }
 
-/// The note that a volume is being paused; gone with this value.
+/// The note that volumes are being paused; gone with this value.
 struct Intent {
     directory: Directory,
-    name: String,
+    names: Vec<String>,
     /// It is not known to be thawed: the note stays for the next start.
     kept: bool,
 }
 
 impl Intent {
-    fn record(store: &Store, uuid: Uuid) -> Result<Self> {
-        let what = || format!("note the pause of {}", uuid.simple());
+    fn record(store: &Store, volumes: impl Iterator<Item = Uuid>) -> Result<Self> {
+        let what = || "note a pause";
         let directory = store.root.ensure_directory(INTENTS).doing(what)?;
-        let name = file_name(uuid);
-        directory.write_file(&name, b"").doing(what)?;
-        Ok(Self { directory, name, kept: false })
+        let mut intent = Self { directory, names: Vec::new(), kept: false };
+        for uuid in volumes {
+            intent.names.push(file_name(uuid));
+            intent.directory.write_file(&file_name(uuid), b"").doing(what)?;
+        }
+        Ok(intent)
     }
 
     /// Thaws what a minder that died may have left frozen.
@@ -129,7 +139,9 @@ impl Drop for Intent {
             return;
         }
         // Left behind it costs the next start a needless thaw, no more.
-        self.directory.remove_file(&self.name).unwrap_or_default();
+        for name in &self.names {
+            self.directory.remove_file(name).unwrap_or_default();
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+use super::groups::is_group;
 use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
@@ -111,8 +112,7 @@ impl Store {
         })
     }
 
-    /// Gives a complete file its record and its name, durably. One flush: ext4, xfs and btrfs commit the name of a
-    /// new file when the file is flushed.
+    /// Gives a complete file its record and its name, durably.
     pub(super) fn publish(
         &self,
         directory: &Directory,
@@ -120,16 +120,33 @@ impl Store {
         file: &File,
         record: &impl Serialize,
     ) -> Result<()> {
-        let what = || format!("store {}", uuid.simple());
-        file::set_attribute(file, ATTRIBUTE, &record::encode(record)?).doing(what)?;
+        self.publish_as(directory, &file_name(uuid), file, &record::encode(record)?)
+    }
+
+    /// The same with a name and a record as they are stored. One flush: ext4, xfs and btrfs commit the name of a new file
+    /// when the file is flushed.
+    pub(super) fn publish_as(
+        &self,
+        directory: &Directory,
+        name: &str,
+        file: &File,
+        record: &[u8],
+    ) -> Result<()> {
+        let what = || format!("store {name}");
+        file::set_attribute(file, ATTRIBUTE, record).doing(what)?;
         file::write_out(file).doing(what)?;
-        directory.link(file, &file_name(uuid)).doing(what)?;
+        directory.link(file, name).doing(what)?;
         self.flush(|| file.sync_all())
     }
 
     /// Replaces the record of a file that has one, durably.
     pub(super) fn rewrite(&self, file: &File, record: &impl Serialize) -> Result<()> {
-        file::set_attribute(file, ATTRIBUTE, &record::encode(record)?).doing(|| "store a record")?;
+        self.rewrite_as(file, &record::encode(record)?)
+    }
+
+    /// The same with a record as it is stored.
+    pub(super) fn rewrite_as(&self, file: &File, record: &[u8]) -> Result<()> {
+        file::set_attribute(file, ATTRIBUTE, record).doing(|| "store a record")?;
         self.flush(|| file.sync_all())
     }
 
@@ -141,7 +158,12 @@ impl Store {
 
     /// Removes the file of an object, durably; fine where there is none.
     pub(super) fn remove(&self, directory: &Directory, uuid: Uuid) -> Result<()> {
-        if directory.remove_file(&file_name(uuid)).doing(|| format!("remove {}", uuid.simple()))? {
+        self.remove_name(directory, &file_name(uuid))
+    }
+
+    /// The same by the file's name.
+    pub(super) fn remove_name(&self, directory: &Directory, name: &str) -> Result<()> {
+        if directory.remove_file(name).doing(|| format!("remove {name}"))? {
             self.flush(|| directory.flush())?;
         }
         Ok(())
@@ -161,19 +183,19 @@ impl Store {
 
     /// The record of a volume, read afresh; `None` where there is none, `Unavailable` where it cannot be believed.
     pub(super) fn volume(&self, id: VolumeId) -> Result<Option<Volume>> {
-        let volume: Option<Volume> = self.record(&self.volumes, id.uuid)?;
+        let volume: Option<Volume> = self.record(&self.volumes, &file_name(id.uuid))?;
         own(volume, |volume| volume.id == id, &id)
     }
 
-    /// The record of a snapshot likewise.
+    /// The record of a snapshot likewise, whether its group is ready or not.
     pub(super) fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
-        let snapshot: Option<Snapshot> = self.record(&self.snapshots, id.uuid)?;
+        let snapshot: Option<Snapshot> = self.record(&self.snapshots, &file_name(id.uuid))?;
         own(snapshot, |snapshot| snapshot.id == id, &id)
     }
 
-    fn record<T: DeserializeOwned>(&self, directory: &Directory, uuid: Uuid) -> Result<Option<T>> {
-        let what = || format!("read the record of {}", uuid.simple());
-        match directory.attribute(&file_name(uuid), ATTRIBUTE, RECORD_LIMIT).doing(what)? {
+    pub(super) fn record<T: DeserializeOwned>(&self, directory: &Directory, name: &str) -> Result<Option<T>> {
+        let what = || format!("read the record of {name}");
+        match directory.attribute(name, ATTRIBUTE, RECORD_LIMIT).doing(what)? {
             None => Ok(None),
             Some(stored) => record::decode(&stored)
                 .map(Some)
@@ -185,7 +207,7 @@ impl Store {
     pub(super) fn list(&self) -> Result<Listing> {
         let mut listing = Listing::default();
         for name in self.volumes.names().doing(|| "list volumes")? {
-            if let Some(volume) = self.read_entry(&self.volumes, &name, &mut listing)? {
+            if let Some(volume) = self.read_entry(&self.volumes, &name, uuid_of(&name), &mut listing)? {
                 let volume: Volume = volume;
                 match uuid_of(&name) {
                     Some(uuid) if volume.id == (VolumeId { pool: self.pool, uuid }) => {
@@ -197,8 +219,10 @@ impl Store {
                 }
             }
         }
-        for name in self.snapshots.names().doing(|| "list snapshots")? {
-            if let Some(snapshot) = self.read_entry(&self.snapshots, &name, &mut listing)? {
+        let (groups, snapshots): (Vec<_>, Vec<_>) =
+            self.snapshots.names().doing(|| "list snapshots")?.into_iter().partition(|name| is_group(name));
+        for name in snapshots {
+            if let Some(snapshot) = self.read_entry(&self.snapshots, &name, uuid_of(&name), &mut listing)? {
                 let snapshot: Snapshot = snapshot;
                 match uuid_of(&name) {
                     Some(uuid) if snapshot.id == (SnapshotId { pool: self.pool, uuid }) => {
@@ -210,6 +234,7 @@ impl Store {
                 }
             }
         }
+        self.list_groups(&groups, &mut listing)?;
         Ok(listing)
     }
 
@@ -225,14 +250,15 @@ impl Store {
         Ok(grown)
     }
 
-    fn read_entry<T: DeserializeOwned>(
+    pub(super) fn read_entry<T: DeserializeOwned>(
         &self,
         directory: &Directory,
         name: &str,
+        uuid: Option<Uuid>,
         listing: &mut Listing,
     ) -> Result<Option<T>> {
         let place = directory.path().file_name().unwrap_or_default().display();
-        if uuid_of(name).is_none() {
+        if uuid.is_none() {
             listing.strangers.push(format!("{place}/{name}"));
             return Ok(None);
         }
@@ -261,7 +287,11 @@ impl Store {
 }
 
 /// A record that names another object than the file it is on was put there by somebody else.
-fn own<T>(record: Option<T>, fits: impl Fn(&T) -> bool, id: &impl std::fmt::Display) -> Result<Option<T>> {
+pub(super) fn own<T>(
+    record: Option<T>,
+    fits: impl Fn(&T) -> bool,
+    id: &impl std::fmt::Display,
+) -> Result<Option<T>> {
     if record.as_ref().is_some_and(|record| !fits(record)) {
         let what = format!("the file of {id} carries the record of another object");
         return Err(Error::new(ErrorKind::Unavailable, what));

@@ -17,7 +17,7 @@ pub(super) const FIRST: u32 = 1 << 20;
 /// One past the last that the kernel takes (24 bits).
 pub(super) const LAST: u32 = 1 << 24;
 /// Length of a block of metadata.
-const METADATA_BLOCK: u64 = 4096;
+pub(super) const METADATA_BLOCK: u64 = 4096;
 
 /// How a thin pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(super) struct Status {
     pub(super) needs_check: bool,
     pub(super) data: Amount,
     pub(super) metadata: Amount,
+    /// What it hands out at a time.
+    pub(super) chunk: Bytes,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,25 +74,6 @@ impl Status {
     }
 }
 
-/// Part of the metadata that new thin devices leave free. Writers alone use it up by unsharing blocks, and a pool whose
-/// metadata is full is broken: so nothing is added to one that is on its way there.
-const METADATA_LIMIT_PERCENT: u32 = 75;
-
-impl Status {
-    /// Refuses another thin device where the metadata might not last.
-    pub(super) fn check_metadata(&self) -> Result<()> {
-        if self.metadata.used <= self.metadata.total.percent(METADATA_LIMIT_PERCENT) {
-            return Ok(());
-        }
-        let what = format!(
-            "the metadata of the thin pool is used up to {} of {}, and must never fill: extend it \
-             (lvextend --poolmetadatasize +SIZE), or delete snapshots",
-            self.metadata.used, self.metadata.total
-        );
-        Err(Error::new(ErrorKind::NoSpace, what))
-    }
-}
-
 /// `transaction used/total used/total held mode discards when-full needs-check low-water`, or `Fail`; the block of data
 /// is in the table: `metadata data block-sectors …`.
 fn parse(status: &Line, table: &Line) -> Option<Status> {
@@ -99,9 +82,16 @@ fn parse(status: &Line, table: &Line) -> Option<Status> {
         return None;
     }
     let block = table.text.split(' ').nth(2)?.parse::<u64>().ok()? * SECTOR;
+    let chunk = Bytes::new(block);
     if fields.next()? == "Fail" {
         let nothing = Amount::default();
-        return Some(Status { mode: Mode::Failed, needs_check: true, data: nothing, metadata: nothing });
+        return Some(Status {
+            mode: Mode::Failed,
+            needs_check: true,
+            data: nothing,
+            metadata: nothing,
+            chunk,
+        });
     }
     let amount = |field: &str, unit: u64| {
         let (used, total) = field.split_once('/')?;
@@ -116,7 +106,7 @@ fn parse(status: &Line, table: &Line) -> Option<Status> {
         "out_of_data_space" => Mode::Full,
         _ => Mode::ReadOnly,
     };
-    Some(Status { mode, needs_check: rest.contains(&"needs_check"), data, metadata })
+    Some(Status { mode, needs_check: rest.contains(&"needs_check"), data, metadata, chunk })
 }
 
 /// Whether a number was free.
@@ -170,9 +160,7 @@ mod tests {
         assert_eq!((well.mode, well.needs_check), (Mode::Writable, false));
         assert_eq!((well.data.used, well.data.total), (Bytes::new(25 << 16), Bytes::mib(256)));
         assert_eq!(well.metadata.total, Bytes::mib(8));
-        assert!(well.check_metadata().is_ok());
-        let filling = check("1 1600/2048 25/4096 - rw discard_passdown queue_if_no_space - 1024 ").unwrap();
-        assert_eq!(filling.check_metadata().unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!(well.chunk, Bytes::new(64 << 10));
         let full =
             check("1 14/2048 4096/4096 - out_of_data_space discard_passdown error_if_no_space - 1024 ");
         assert_eq!(full.unwrap().mode, Mode::Full);

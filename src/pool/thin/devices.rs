@@ -13,12 +13,12 @@ use crate::{
     pool::{Attach, Attached, Detached, Held},
     sys::{
         device::{self, Device, DeviceNumber},
-        dm::{self, Info, Line, Mapper, SECTOR, Suspend},
+        dm::{self, Info, Line, Mapper, SECTOR},
     },
 };
 
 /// What the uuids of devices of ours begin with.
-const OURS: &str = "LAGAN-";
+pub(super) const OURS: &str = "LAGAN-";
 /// For a moment, by ourselves.
 const WORK: &str = "work";
 
@@ -35,8 +35,8 @@ pub(super) fn keeper_of(pool: PoolId) -> String {
 pub(super) struct Devices {
     pub(super) mapper: Mapper,
     pool: PoolId,
-    /// The thin pool, by name and number.
-    pub(super) below: (String, DeviceNumber),
+    /// The thin pool, by name and number, or why it does not run.
+    below: std::result::Result<(String, DeviceNumber), String>,
 }
 
 /// A thin device that we use for a moment; gone with this value.
@@ -91,8 +91,20 @@ fn names(object: Uuid) -> [String; 3] {
 }
 
 impl Devices {
-    pub(super) fn new(mapper: Mapper, pool: PoolId, below: (String, DeviceNumber)) -> Self {
+    pub(super) fn new(
+        mapper: Mapper,
+        pool: PoolId,
+        below: std::result::Result<(String, DeviceNumber), String>,
+    ) -> Self {
         Self { mapper, pool, below }
+    }
+
+    /// The thin pool, by name and number.
+    pub(super) fn below(&self) -> Result<(&str, DeviceNumber)> {
+        match &self.below {
+            Ok((name, number)) => Ok((name, *number)),
+            Err(why) => Err(Error::new(ErrorKind::Unavailable, why)),
+        }
     }
 
     /// The uuid of a device of an object, up to what it is for.
@@ -100,40 +112,16 @@ impl Devices {
         format!("{OURS}{}-{}-", self.pool, object.simple())
     }
 
-    fn table(&self, thin: u32, size: Bytes) -> Vec<Line> {
-        let text = format!("{} {thin}", self.below.1);
-        vec![Line { start: 0, length: size.get() / SECTOR, target: "thin".into(), text }]
-    }
-
-    /// Makes and starts a device.
-    fn make(&self, name: &str, uuid: &str, table: &[Line], read_only: bool) -> Result<Info> {
-        let what = || format!("make device {name}");
-        // Made and not started: by a process that has died, and of no use to anybody.
-        if self.mapper.info(name).doing(what)?.is_some_and(|left| !left.active && left.open_count == 0) {
-            self.mapper.remove(name).doing(what)?;
-        }
-        self.mapper.create(name, uuid).doing(what)?;
-        let started = self
-            .mapper
-            .load(name, table, read_only)
-            .and_then(|()| self.mapper.resume(name))
-            .and_then(|()| self.mapper.info(name))
-            .doing(what);
-        match started {
-            Ok(Some(info)) => Ok(info),
-            Ok(None) => Err(Error::new(ErrorKind::Broken, what())),
-            Err(error) => {
-                self.mapper.remove(name).doing(what)?;
-                Err(error)
-            }
-        }
+    fn table(&self, thin: u32, size: Bytes) -> Result<Vec<Line>> {
+        let text = format!("{} {thin}", self.below()?.1);
+        Ok(vec![Line { start: 0, length: size.get() / SECTOR, target: "thin".into(), text }])
     }
 
     /// A device of ours on an object, for what is to be done to it.
     pub(super) fn work_on(&self, object: Uuid, thin: u32, size: Bytes) -> Result<Work<'_>> {
         let [_, _, name] = names(object);
         let uuid = format!("{}{WORK}", self.prefix(object));
-        let info = self.make(&name, &uuid, &self.table(thin, size), false)?;
+        let info = start(&self.mapper, &name, &uuid, &self.table(thin, size)?, false)?;
         let mut work = Work { devices: self, name, file: None };
         work.file = Some(dm::open(&info).doing(|| format!("open device {}", work.name))?);
         Ok(work)
@@ -145,7 +133,7 @@ impl Devices {
             (format!("lagan-look-{}-{thin}", self.pool), || format!("look for thin device {thin}"));
         self.mapper.remove(&name).doing(what)?;
         self.mapper.create(&name, &format!("{OURS}{}-look-{thin}", self.pool)).doing(what)?;
-        let loaded = self.mapper.load(&name, &self.table(thin, Bytes::mib(1)), true);
+        let loaded = self.mapper.load(&name, &self.table(thin, Bytes::mib(1))?, true);
         self.mapper.remove(&name).doing(what)?;
         match loaded {
             Ok(()) => Ok(true),
@@ -158,17 +146,29 @@ impl Devices {
     pub(super) fn keep(&self, thin: u32) -> Result<()> {
         let name = keeper_of(self.pool);
         if self.mapper.info(&name).doing(|| "look for the keeper")?.is_none_or(|keeper| !keeper.active) {
-            let table = self.table(thin, Bytes::mib(1));
-            self.make(&name, &format!("{OURS}{}-keeper", self.pool), &table, true)?;
+            let table = self.table(thin, Bytes::mib(1))?;
+            start(&self.mapper, &name, &format!("{OURS}{}-keeper", self.pool), &table, true)?;
         }
         Ok(())
+    }
+
+    /// Takes the keeper away.
+    pub(super) fn release(&self) -> Result<()> {
+        if let Some((_, info, _)) = self.all()?.first() {
+            let what = format!("device {} stands for a volume of the pool", info.name);
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        if self.remove(&keeper_of(self.pool))? {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InUse, format!("device {} is in use", keeper_of(self.pool))))
     }
 
     pub(super) fn attach(&self, object: Uuid, thin: u32, size: Bytes, how: &Attach) -> Result<Held> {
         let [plain, read_only, _] = names(object);
         let name = if how.read_only { read_only } else { plain };
         let uuid = self.prefix(object) + &how.label;
-        let info = self.make(&name, &uuid, &self.table(thin, size), how.read_only)?;
+        let info = start(&self.mapper, &name, &uuid, &self.table(thin, size)?, how.read_only)?;
         let what = || format!("open device {name}");
         let guard = Box::new(dm::open(&info).doing(what)?);
         if how.transient {
@@ -197,7 +197,11 @@ impl Devices {
         if !info.active || label == WORK {
             return Ok(None);
         }
-        let table = self.mapper.table(&info.name).doing(|| format!("read the table of {}", info.name))?;
+        let table = match self.mapper.table(&info.name) {
+            // A transient one may go at any moment, with its last user.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => return Ok(None),
+            table => table.doing(|| format!("read the table of {}", info.name))?,
+        };
         let size = Bytes::new(table.iter().map(|line| line.length * SECTOR).sum());
         let attached = Attached { device: describe(&info, size), transient: info.transient, label };
         Ok(Some((info, attached)))
@@ -247,10 +251,8 @@ impl Devices {
                 continue;
             }
             let what = || format!("resize device {}", info.name);
-            self.mapper.load(&info.name, &self.table(thin, size), info.read_only).doing(what)?;
-            // Nothing stands still for longer than the exchange of a table takes; a start after a crash resumes it.
-            self.mapper.suspend(&info.name, Suspend::Brief).doing(what)?;
-            self.mapper.resume(&info.name).doing(what)?;
+            self.mapper.load(&info.name, &self.table(thin, size)?, info.read_only).doing(what)?;
+            self.mapper.exchange(&info.name).doing(what)?;
         }
         Ok(())
     }
@@ -348,6 +350,35 @@ impl Devices {
         match self.attached(object)?.first() {
             Some((info, _)) => read(&info.name),
             None => read(&self.work_on(object, thin, size)?.name),
+        }
+    }
+}
+
+/// Makes and starts a device.
+pub(super) fn start(
+    mapper: &Mapper,
+    name: &str,
+    uuid: &str,
+    table: &[Line],
+    read_only: bool,
+) -> Result<Info> {
+    let what = || format!("make device {name}");
+    // Made and not started: by a process that has died, and of no use to anybody.
+    if mapper.info(name).doing(what)?.is_some_and(|left| !left.active && left.open_count == 0) {
+        mapper.remove(name).doing(what)?;
+    }
+    mapper.create(name, uuid).doing(what)?;
+    let started = mapper
+        .load(name, table, read_only)
+        .and_then(|()| mapper.resume(name))
+        .and_then(|()| mapper.info(name))
+        .doing(what);
+    match started {
+        Ok(Some(info)) => Ok(info),
+        Ok(None) => Err(Error::new(ErrorKind::Broken, what())),
+        Err(error) => {
+            mapper.remove(name).doing(what)?;
+            Err(error)
         }
     }
 }

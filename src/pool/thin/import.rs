@@ -2,7 +2,7 @@
 //! instant that leaves it as it is; any other device or file as a copy.
 
 use super::{
-    Inner,
+    Inner, Place,
     below::{FIRST, LAST},
     metadata,
     objects::Origin,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     bytes::Bytes,
-    error::{Doing, Error, ErrorKind, Result},
+    error::{Chain, Doing, Error, ErrorKind, Result},
     filesystem::BLOCK,
     pool::{
         Progress, identity,
@@ -29,13 +29,23 @@ use crate::{
 const STRETCH: Bytes = Bytes::mib(64);
 
 impl Inner {
+    /// Thin devices with numbers of ours that no record knows. Only asked for by whoever looks for such things.
+    pub(super) fn strangers(&self) -> Vec<String> {
+        let records = || Ok(self.slots.all()?.0);
+        match self
+            .devices
+            .below()
+            .and_then(|(pool, _)| report::strangers(&self.devices.mapper, pool, records))
+        {
+            Ok(found) => found.iter().map(|device| format!("thin device {}", device.number)).collect(),
+            Err(error) => vec![format!("a thin device that could not be looked for ({})", Chain(&error))],
+        }
+    }
+
     pub(super) fn importable(&self, from: &Import) -> Result<Bytes> {
         match from {
             Import::Device(_) => Ok(import::open(from)?.length()),
-            Import::Lv(name) => {
-                let place = &self.settings.place;
-                Ok(report::thin_volume(place, &self.commands, name)?.1)
-            }
+            Import::Lv(name) => Ok(self.thin_volume(name)?.1),
             Import::Thin(thin) => self.length_of_unknown(*thin),
         }
     }
@@ -48,10 +58,7 @@ impl Inner {
     ) -> Result<Volume> {
         let (source, origin) = match from {
             Import::Device(_) => (Some(import::open(from)?), Origin::Blank),
-            Import::Lv(name) => {
-                let place = &self.settings.place;
-                (None, Origin::Foreign(report::thin_volume(place, &self.commands, name)?.0))
-            }
+            Import::Lv(name) => (None, Origin::Foreign(self.thin_volume(name)?.0)),
             Import::Thin(thin) => (None, Origin::Foreign(*thin)),
         };
         let object = Object::Volume(volume.clone());
@@ -61,6 +68,14 @@ impl Inner {
             Ok(volume)
         });
         taken.map_err(|error| self.unmake(thin, &object, error).within(format!("import {from}")))
+    }
+
+    /// A thin volume of LVM in the same thin pool: its number there and its length.
+    fn thin_volume(&self, name: &str) -> Result<(u32, Bytes)> {
+        match &self.settings.place {
+            Place::Lvm(group) => report::thin_volume(group, &self.commands, name),
+            Place::Disk(_) => Err(import::cannot(&Import::Lv(name.to_owned()))),
+        }
     }
 
     /// Copies what has to be copied, and finds out what came in. It gets an identity of its own, since what it was made
@@ -112,9 +127,7 @@ impl Inner {
 
     /// Refuses to fill the pool: that would fail the writes of every other volume too.
     fn expect_room(&self, amount: Bytes) -> Result<()> {
-        let status = self.check()?;
-        status.check_metadata()?;
-        let data = status.data;
+        let data = self.check()?.data;
         let free = data.total.minus(data.used).minus(data.total.percent(self.settings.reserve_percent));
         if amount <= free {
             return Ok(());
@@ -133,7 +146,7 @@ impl Inner {
             let owner = known.object.uuid().simple();
             return Err(invalid(format!("it belongs to {owner}: nothing is lost of it")));
         }
-        let (mapper, pool) = (&self.devices.mapper, &self.devices.below.0);
+        let (mapper, (pool, _)) = (&self.devices.mapper, self.devices.below()?);
         let reach = metadata::read(mapper, pool, |metadata| metadata.reach(thin))?;
         let gone = || Error::new(ErrorKind::NotFound, format!("the pool has no thin device {thin}"));
         let reach = reach.ok_or_else(gone)?;
@@ -152,7 +165,7 @@ impl Inner {
     /// Devices that stand for a thin device of the pool now, whoever made them.
     fn users_of(&self, thin: u32) -> Result<Vec<Info>> {
         let what = || format!("look for users of thin device {thin}");
-        let (mapper, below) = (&self.devices.mapper, self.devices.below.1.to_string());
+        let (mapper, below) = (&self.devices.mapper, self.devices.below()?.1.to_string());
         let number = thin.to_string();
         let mut found = Vec::new();
         for (name, _) in mapper.list().doing(what)? {
@@ -187,7 +200,7 @@ impl Inner {
         for user in &users {
             self.devices.note_pause(user.number)?;
         }
-        let result = self.paused_devices(&names, &format!("thin device {thin}"), work);
+        let result = self.paused_devices(&names, work);
         for user in &users {
             self.devices.forget_pause(user.number, &user.name)?;
         }

@@ -1,23 +1,24 @@
 //! Where a thin pool of LVM is, and how one is prepared. LVM runs here and nowhere else: one report at the start, and what
 //! a person asks for.
 
-use std::{fs::File, time::Duration};
+use std::{fmt, time::Duration};
 
 use serde::Deserialize;
 
 use super::{
-    Place, below,
-    slots::{Header, Slots},
+    below,
+    header::Header,
+    place::{Device, Found, open_mapper},
+    slots::Slots,
 };
 use crate::{
+    bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
-    id::{PoolId, VolumeId},
-    pool::{Role, Sharing, byte_of},
+    id::PoolId,
+    pool::Role,
     sys::{
         cmd::{AfterDeadline, Commands, Tool},
-        device::DeviceNumber,
-        dm::{self, Info, Mapper},
-        file::ByteLock,
+        dm::{Info, Mapper},
     },
 };
 
@@ -25,71 +26,24 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Length of the device of records: room for 8,000 volumes and snapshots.
 const RECORDS: &str = "64m";
+/// How long a person or the guardian waits for the pool to be extended; the command goes on in any case.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
 /// Nobody to wait for (udev may not be there, and nodes are ours), nothing to write beside the volume group.
 const CONFIG: &str = "backup{backup=0 archive=0} activation{monitoring=0 udev_sync=0 udev_rules=0 \
                       verify_udev_operations=1}";
 
-/// A device of the pool's own that LVM made.
+/// A thin pool in a volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Device {
-    /// Its name for device-mapper.
-    name: String,
-    number: DeviceNumber,
-    what: String,
+pub struct VolumeGroup {
+    /// The volume group.
+    pub vg: String,
+    /// The thin pool in it.
+    pub thin_pool: String,
 }
 
-/// A pool that was found.
-#[derive(Debug)]
-pub(super) struct Found {
-    /// The device of records.
-    pub(super) records: Device,
-    /// The thin pool.
-    pub(super) below: (String, DeviceNumber),
-}
-
-impl Found {
-    /// The pool's header.
-    pub(super) fn header(&self) -> Result<Header> {
-        Slots::header(&self.records.open()?)?.ok_or_else(|| {
-            let what = format!(
-                "{} holds no records: `lagan pool init` was never run, or they are lost",
-                self.records.what
-            );
-            Error::new(ErrorKind::Unavailable, what)
-        })
-    }
-}
-
-impl Device {
-    pub(super) fn open(&self) -> Result<File> {
-        let info = Info {
-            number: self.number,
-            name: self.name.clone(),
-            uuid: String::new(),
-            open_count: 0,
-            suspended: false,
-            read_only: false,
-            active: true,
-            pending: false,
-            transient: false,
-        };
-        dm::open(&info).doing(|| format!("open {}", self.what))
-    }
-
-    /// Takes the locks of a role. `Busy` where another process serves the pool.
-    pub(super) fn lock(&self, role: Role) -> Result<Vec<ByteLock>> {
-        let busy = |name: &str| format!("the pool is served by another {name} process: stop that one first");
-        role.locks().map(|(byte, name)| self.lock_byte(byte, Sharing::Alone, || busy(name))).collect()
-    }
-
-    /// Takes a volume for one piece of work, against the other process that serves the pool.
-    pub(super) fn take_turn(&self, id: VolumeId, sharing: Sharing) -> Result<ByteLock> {
-        self.lock_byte(byte_of(id), sharing, || format!("another process is at work on volume {id}"))
-    }
-
-    fn lock_byte(&self, byte: i64, sharing: Sharing, busy: impl Fn() -> String) -> Result<ByteLock> {
-        let lock = ByteLock::try_take(self.open()?, byte, sharing).doing(|| format!("lock {}", self.what))?;
-        lock.ok_or_else(|| Error::new(ErrorKind::Busy, busy()))
+impl fmt::Display for VolumeGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.vg, self.thin_pool)
     }
 }
 
@@ -102,6 +56,10 @@ struct Line {
     lv_attr: String,
     segtype: String,
     zero: String,
+    /// In bytes.
+    lv_size: String,
+    /// The pool that it lies in.
+    pool_lv: String,
 }
 
 #[derive(Deserialize)]
@@ -122,18 +80,19 @@ impl Line {
     }
 }
 
-fn records_of(place: &Place) -> String {
+fn records_of(place: &VolumeGroup) -> String {
     format!("{}_lagan", place.thin_pool)
 }
 
-fn anchor_of(place: &Place) -> String {
+fn anchor_of(place: &VolumeGroup) -> String {
     format!("{}_anchor", place.thin_pool)
 }
 
 pub(super) fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<String> {
     let (command, rest) = arguments.split_first().unwrap_or((&"version", &[]));
     let arguments = [&[*command, "--config", CONFIG], rest].concat();
-    let finished = commands.run(Tool::Lvm, &arguments, PATIENCE, after)?;
+    let patience = if after == AfterDeadline::Kill { PATIENCE } else { LONG_PATIENCE };
+    let finished = commands.run(Tool::Lvm, &arguments, patience, after)?;
     if finished.status.success() {
         return Ok(finished.output);
     }
@@ -142,9 +101,10 @@ pub(super) fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str])
 }
 
 /// Every logical volume of the group, hidden ones too.
-fn report(place: &Place, commands: &Commands) -> Result<Vec<Line>> {
-    let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero";
-    let arguments = ["lvs", "-a", "--reportformat", "json", "-o", fields, "--", &place.vg];
+fn report(place: &VolumeGroup, commands: &Commands) -> Result<Vec<Line>> {
+    let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero,lv_size,pool_lv";
+    let arguments =
+        ["lvs", "-a", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", &place.vg];
     let output = run(commands, AfterDeadline::Kill, &arguments)?;
     // Warnings may come before it.
     let json = output.find('{').map_or("", |start| &output[start..]);
@@ -164,7 +124,7 @@ fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
 ///
 /// # Errors
 /// `Unavailable` where the group, the pool or its records are not there.
-pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
+pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
     let lines = report(place, commands)?;
     let missing = |name: &str| {
         let what = format!(
@@ -176,34 +136,48 @@ pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Ro
     let (records, anchor) = (records_of(place), anchor_of(place));
     let pool = line_of(&lines, &place.thin_pool).ok_or_else(|| missing(&place.thin_pool))?;
     let record = line_of(&lines, &records).ok_or_else(|| missing(&records))?;
-    let look = || -> Result<Option<Found>> {
-        let what = || "look for the devices of the pool";
-        let below = match mapper.find(&pool.uuid("-tpool")).doing(what)? {
-            None => mapper.find(&pool.uuid("")).doing(what)?,
-            found => found,
-        };
-        let found = below.zip(mapper.find(&record.uuid("")).doing(what)?);
-        Ok(found.map(|(below, records)| Found {
-            below: (below.name, below.number),
-            records: Device {
-                name: records.name,
-                number: records.number,
-                what: format!("the records of {}/{}", place.vg, place.thin_pool),
-            },
-        }))
+    let look = |line: &Line, layers: &[&str]| -> Result<Option<Info>> {
+        let mut found = layers.iter().map(|layer| mapper.find(&line.uuid(layer)));
+        let found = found.find_map(|info| info.transpose()).transpose();
+        found.doing(|| format!("look for the device of {}", line.lv_name))
     };
-    if let Some(found) = look()? {
-        return Ok(found);
+    let activate = |name: &str| {
+        let full = format!("{}/{name}", place.vg);
+        run(commands, AfterDeadline::LeaveRunning, &["lvchange", "-ay", "-K", "--", &full])
+    };
+    let mut records = look(record, &[""])?;
+    if records.is_none() && role != Role::Observer {
+        activate(&records_of(place))?;
+        records = look(record, &[""])?;
     }
-    if role != Role::Observer {
-        for name in [&anchor, &records] {
-            let full = format!("{}/{name}", place.vg);
-            run(commands, AfterDeadline::LeaveRunning, &["lvchange", "-ay", "-K", "--", &full])?;
-        }
-    }
-    look()?.ok_or_else(|| {
-        let what = format!("{}/{} is not active: lvchange -ay {0}", place.vg, place.thin_pool);
+    let inactive = || {
+        let what = format!("{}/{} is not active", place.vg, records_of(place));
         Error::new(ErrorKind::Unavailable, what)
+    };
+    let records = records.ok_or_else(inactive)?;
+    // With an LV in it the pool is a layer of its own; its anchor makes it one.
+    let layers = ["-tpool", ""];
+    let mut below = look(pool, &layers)?;
+    let mut why = String::new();
+    if below.is_none() && role != Role::Observer {
+        why = activate(&anchor).err().map(|error| format!(": {error}")).unwrap_or_default();
+        below = look(pool, &layers)?;
+    }
+    let stopped = || {
+        format!(
+            "{place} does not run{why}; lvchange -ay {place} starts it, lvconvert --repair {place} repairs its metadata"
+        )
+    };
+    let tenants = lines.iter().filter(|line| line.pool_lv == place.thin_pool);
+    let foreign = tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect();
+    Ok(Found {
+        foreign,
+        below: below.map(|info| (info.name, info.number)).ok_or_else(stopped),
+        records: Device {
+            name: records.name,
+            number: records.number,
+            what: format!("the records of {place}"),
+        },
     })
 }
 
@@ -211,7 +185,7 @@ pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Ro
 ///
 /// # Errors
 /// `Mismatch` where there is one already; `Invalid` where the thin pool does not do; those of LVM.
-pub fn init(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId> {
+pub fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> Result<PoolId> {
     let what = || format!("make a pool of {}/{}", place.vg, place.thin_pool);
     let lines = report(place, commands)?;
     let pool = line_of(&lines, &place.thin_pool).filter(|pool| pool.lv_attr.starts_with('t'));
@@ -239,10 +213,11 @@ pub fn init(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId>
         change(&["lvcreate", "-y", "-n", &anchor, "-V", "4m", "--thinpool", &full])?;
     }
     change(&["lvchange", "--addtag", "lagan", "--", &full])?;
-    let mapper = Mapper::open().doing(|| "open device-mapper")?;
+    let mapper = open_mapper()?;
     let found = find(place, &mapper, commands, Role::Both)?;
-    let header = Slots::new_header(machine);
-    if below::create(&mapper, &found.below.0, below::FIRST)? == below::Made::Taken {
+    let (below, _) = found.below.map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
+    let header = Header::new(machine, None);
+    if below::create(&mapper, &below, below::FIRST)? == below::Made::Taken {
         let what = format!(
             "{}: it holds thin devices of an earlier pool whose records are gone; nothing was changed in them",
             what()
@@ -254,7 +229,7 @@ pub fn init(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId>
 }
 
 /// Makes the device of records, with the redundancy of the pool.
-fn make_records(place: &Place, lines: &[Line], commands: &Commands) -> Result<()> {
+fn make_records(place: &VolumeGroup, lines: &[Line], commands: &Commands) -> Result<()> {
     let data = line_of(lines, &format!("[{}_tdata]", place.thin_pool));
     let mirrored = data.is_some_and(|data| data.segtype.starts_with("raid"));
     let redundancy: &[&str] = if mirrored { &["--type", "raid1", "-m", "1"] } else { &[] };
@@ -264,7 +239,7 @@ fn make_records(place: &Place, lines: &[Line], commands: &Commands) -> Result<()
 }
 
 /// Makes the device of records of a pool that has lost it; `false` where it is there.
-pub(super) fn ensure_records(place: &Place, commands: &Commands) -> Result<bool> {
+pub(super) fn ensure_records(place: &VolumeGroup, commands: &Commands) -> Result<bool> {
     let lines = report(place, commands)?;
     if line_of(&lines, &place.thin_pool).is_none() {
         let what = format!("volume group {} has no {}", place.vg, place.thin_pool);
@@ -277,26 +252,23 @@ pub(super) fn ensure_records(place: &Place, commands: &Commands) -> Result<bool>
     Ok(missing)
 }
 
-/// Makes this machine the one that serves the pool. No process may be serving it.
+/// Makes the data or the metadata of a pool longer, from what the volume group has free. The pool may be in use. Nothing
+/// kills the command: it would leave the pool standing still.
 ///
 /// # Errors
-/// `Busy` where it is served; `Unavailable` where there is no pool.
-pub fn adopt(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId> {
-    let mapper = Mapper::open().doing(|| "open device-mapper")?;
-    let found = find(place, &mapper, commands, Role::Both)?;
-    let _locks = found.records.lock(Role::Both)?;
-    let header = Header { machine: machine.to_owned(), ..found.header()? };
-    let id = header.id;
-    Slots::set_header(&found.records.open()?, header)?;
-    Ok(id)
-}
-
-/// The identity of a pool, and the machine that it belongs to; nothing is changed.
-///
-/// # Errors
-/// `Unavailable` where there is none.
-pub fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> {
-    let mapper = Mapper::open().doing(|| "open device-mapper")?;
-    let header = find(place, &mapper, commands, Role::Observer)?.header()?;
-    Ok((header.id, header.machine))
+/// What LVM says against it.
+pub fn extend(
+    place: &VolumeGroup,
+    data: Option<Bytes>,
+    metadata: Option<Bytes>,
+    commands: &Commands,
+) -> Result<()> {
+    // Metadata first: more data needs more of it.
+    for (option, by) in [("--poolmetadatasize", metadata), ("-L", data)] {
+        if let Some(by) = by {
+            let (by, pool) = (format!("+{}b", by.get()), place.to_string());
+            run(commands, AfterDeadline::LeaveRunning, &["lvextend", option, &by, "--", &pool])?;
+        }
+    }
+    Ok(())
 }

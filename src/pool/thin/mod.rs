@@ -1,9 +1,9 @@
 //! Thin pools: a volume is a thin device inside a device-mapper thin pool, made by one kernel message. LVM makes, grows,
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
-//! snapshots come and go, `templates` new filesystems, `pause` volumes in use, `lvm` where a pool is found and how one is prepared,
-//! `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to know,
-//! `restore` records as text and back.
+//! snapshots come and go, `groups` snapshots at one instant, `templates` new filesystems, `pause` volumes in use, `import`
+//! what comes from elsewhere, `lvm` where a pool is found and how one is prepared, `metadata` which thin devices there are,
+//! `report` what a person may want to know, `restore` records as text and back.
 
 use std::{
     collections::HashSet,
@@ -17,55 +17,49 @@ use uuid::Uuid;
 use super::{
     Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
     Turn,
+    fill::Fill,
     import::Import,
-    record::{Snapshot, Volume},
+    record::{Group, Snapshot, Volume},
     templates::Templates,
 };
 use crate::{
     blocking::blocking,
     bytes::Bytes,
-    error::{Chain, Doing, Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result},
     filesystem::BLOCK,
-    id::{PoolId, SnapshotId, VolumeId},
-    sys::{
-        cmd::Commands,
-        device::DeviceNumber,
-        dm::Mapper,
-        file::ByteLock,
-        minder::Minder,
-        superblock::{self, Contents},
-    },
+    id::{GroupId, PoolId, SnapshotId, VolumeId},
+    sys::{cmd::Commands, device::DeviceNumber, file::ByteLock, minder::Minder, superblock::Contents},
 };
 
 mod below;
+mod block;
+mod care;
 mod devices;
 mod flush;
+mod groups;
+mod header;
 mod import;
+mod layout;
 mod lvm;
 mod metadata;
 mod objects;
 mod pause;
+mod place;
 pub mod report;
 mod restore;
 mod slots;
 mod templates;
 
-pub use lvm::{adopt, identify, init};
+pub use block::{extend as extend_disk, init as init_disk, repair};
+pub use care::Extend;
+pub use lvm::{VolumeGroup, extend as extend_group, init as init_group};
+pub use place::{Place, adopt, identify, stop};
 pub use restore::{backup, restore};
 
 use below::{Mode, Status};
 use devices::Devices;
 use slots::{Entry, Object, Slots, Stage};
 use templates::Thins;
-
-/// Where a pool is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The volume group.
-    pub vg: String,
-    /// The thin pool in it.
-    pub thin_pool: String,
-}
 
 /// How a thin pool is to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +76,8 @@ pub struct Settings {
     pub freeze_limit: Duration,
     /// Most filesystem templates kept.
     pub templates: usize,
+    /// When it is extended, by itself.
+    pub extend: Option<Extend>,
 }
 
 /// A thin pool. Clones share it.
@@ -95,7 +91,7 @@ struct Inner {
     id: PoolId,
     role: Role,
     settings: Settings,
-    records: lvm::Device,
+    records: place::Device,
     slots: Slots,
     devices: Devices,
     commands: Arc<Commands>,
@@ -106,6 +102,9 @@ struct Inner {
     template_thins: Mutex<Thins>,
     /// Deleting holds the pool: one at a time.
     deleting: Mutex<()>,
+    extending: Mutex<()>,
+    /// Lengths of the thin volumes of LVM in the pool.
+    foreign: Vec<Bytes>,
     _locks: Vec<ByteLock>,
 }
 
@@ -122,13 +121,11 @@ impl ThinPool {
         commands: Arc<Commands>,
         minder: Option<Arc<Minder>>,
     ) -> Result<Self> {
-        let mapper = Mapper::open()
-            .map_err(|error| Error::io("open device-mapper (is the module dm_mod there?)", error))
-            .map_err(|error| error.as_kind(ErrorKind::Unavailable))?;
-        let found = lvm::find(&settings.place, &mapper, &commands, role)?;
+        let mapper = place::open_mapper()?;
+        let found = place::find(&settings.place, &mapper, &commands, role)?;
         let header = found.header()?;
         let refuse = |reason: String| {
-            let what = format!("pool {}/{}: {reason}", settings.place.vg, settings.place.thin_pool);
+            let what = format!("pool {}: {reason}", settings.place);
             Err(Error::new(ErrorKind::Unavailable, what))
         };
         if let Some(expected) = expected.filter(|expected| *expected != header.id) {
@@ -143,7 +140,7 @@ impl ThinPool {
         let locks = found.records.lock(role)?;
         let devices = Devices::new(mapper, header.id, found.below);
         let slots = Slots::open(found.records.open()?, role.changes())?;
-        if role != Role::Observer {
+        if role != Role::Observer && devices.below().is_ok() {
             devices.keep(below::FIRST)?;
         }
         let thins = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
@@ -161,6 +158,8 @@ impl ThinPool {
             minder,
             thins: Mutex::new(thins),
             deleting: Mutex::default(),
+            extending: Mutex::default(),
+            foreign: found.foreign,
             _locks: locks,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -177,7 +176,7 @@ impl ThinPool {
 
 impl Inner {
     fn status(&self) -> Result<Status> {
-        Status::read(&self.devices.mapper, &self.devices.below.0)
+        Status::read(&self.devices.mapper, self.devices.below()?.0)
     }
 
     /// Refuses changes that could not be finished.
@@ -205,10 +204,13 @@ impl Inner {
     }
 
     fn ready_snapshot(&self, id: SnapshotId) -> Result<Option<(Entry, Snapshot)>> {
-        Ok(self.ready(id.uuid)?.and_then(|entry| match entry.object.clone() {
+        let found = self.ready(id.uuid)?.and_then(|entry| match entry.object.clone() {
             Object::Snapshot(snapshot) if snapshot.id == id => Some((entry, snapshot)),
             _ => None,
-        }))
+        });
+        let group = found.as_ref().and_then(|(_, snapshot)| snapshot.group);
+        let hidden = group.map(|group| self.is_unfinished(group)).transpose()?.unwrap_or(false);
+        Ok(found.filter(|_| !hidden))
     }
 
     fn update_volume(&self, volume: &Volume) -> Result<()> {
@@ -217,8 +219,8 @@ impl Inner {
     }
 
     fn grow_volume(&self, volume: &Volume) -> Result<()> {
-        self.check()?;
-        let (entry, _) = self.ready_volume(volume.id)?;
+        let (entry, before) = self.ready_volume(volume.id)?;
+        self.admit(volume.size.minus(before.size))?;
         self.slots.put(entry.thin, Stage::Ready, Object::Volume(volume.clone()))?;
         self.devices.resize(volume.id.uuid, entry.thin, volume.size)
     }
@@ -226,34 +228,33 @@ impl Inner {
     fn list(&self) -> Result<Listing> {
         let (entries, damaged) = self.slots.all()?;
         let mut listing = Listing { damaged, ..Listing::default() };
+        let hidden = groups::unfinished(&entries);
         for entry in entries.into_iter().filter(|entry| entry.stage == Stage::Ready) {
             match entry.object {
                 Object::Volume(volume) => listing.volumes.push(volume),
                 Object::Snapshot(snapshot) => listing.snapshots.push(snapshot),
                 Object::Template(_) => {}
+                Object::Group(group) => listing.groups.push(group),
             }
         }
+        listing.snapshots.retain(|snapshot| snapshot.group.is_none_or(|group| !hidden.contains(&group)));
         if self.role == Role::Observer {
             listing.strangers = self.strangers();
         }
         Ok(listing)
     }
 
-    /// Thin devices with numbers of ours that no record knows. Only asked for by whoever looks for such things.
-    fn strangers(&self) -> Vec<String> {
-        let records = || Ok(self.slots.all()?.0);
-        match report::strangers(&self.devices.mapper, &self.devices.below.0, records) {
-            Ok(found) => found.iter().map(|device| format!("thin device {}", device.number)).collect(),
-            Err(error) => vec![format!("a thin device that could not be looked for ({})", Chain(&error))],
-        }
-    }
-
     /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
     fn recover(&self) -> Result<Vec<String>> {
         let mut done = self.devices.sweep()?;
-        if metadata::release_left(&self.devices.mapper, &self.devices.below.0)? {
+        if let Err(error) = self.devices.below() {
+            done.push(format!("left as it is, since the thin pool does not run: {error}"));
+            return Ok(done);
+        }
+        if metadata::release_left(&self.devices.mapper, self.devices.below()?.0)? {
             done.push("let go of metadata that a reader had left held".to_owned());
         }
+        done.extend(self.recover_groups()?);
         let (entries, _) = self.slots.all()?;
         for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
             let uuid = entry.object.uuid();
@@ -281,37 +282,21 @@ impl Inner {
         })
     }
 
-    fn probe(&self, id: VolumeId) -> Result<Contents> {
-        let (entry, volume) = self.ready_volume(id)?;
-        let what = || format!("read the first blocks of {id}");
-        let held = match self.devices.attached(id.uuid)?.first() {
-            Some((info, _)) => Some(self.devices.hold(id.uuid, info.number)?),
-            None => None,
-        };
-        if let Some(held) = held {
-            let file = std::fs::File::open(&held.attached.device.path).doing(what)?;
-            return superblock::probe(&file, held.attached.device.size).doing(what);
-        }
-        let work = self.devices.work_on(id.uuid, entry.thin, volume.size)?;
-        superblock::probe(work.file()?, volume.size).doing(what)
-    }
-
     fn examine(&self) -> Result<Vec<Trouble>> {
         let mut found = Vec::new();
         let mut trouble =
             |severity, reason, message: String| found.push(Trouble { severity, reason, message });
+        if let Err(error) = self.devices.below() {
+            trouble(Severity::Inaccessible, "PoolNeedsRepair", error.to_string());
+            return Ok(found);
+        }
         let status = self.status()?;
         if let Err(error) = status.check() {
             let severity =
                 if status.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
             trouble(severity, "PoolNeedsRepair", error.to_string());
         }
-        for (what, amount) in [("data", status.data), ("metadata", status.metadata)] {
-            if amount.used > amount.total.percent(90) {
-                let message = format!("{what} of the pool: {} of {} are used", amount.used, amount.total);
-                trouble(Severity::Degraded, "PoolNearlyFull", message);
-            }
-        }
+        found.extend(status.fills().iter().filter_map(Fill::trouble));
         Ok(found)
     }
 }
@@ -328,6 +313,18 @@ impl Pool for ThinPool {
 
     async fn capacity(&self) -> Result<Capacity> {
         self.run(Inner::capacity).await
+    }
+
+    async fn fills(&self) -> Result<Vec<Fill>> {
+        self.run(|inner| Ok(inner.status()?.fills().to_vec())).await
+    }
+
+    async fn tend(&self) -> Result<()> {
+        self.run(Inner::tend).await
+    }
+
+    async fn changed(&self) {
+        care::event().await;
     }
 
     async fn list(&self) -> Result<Listing> {
@@ -349,6 +346,14 @@ impl Pool for ThinPool {
 
     async fn find_snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>> {
         self.run(move |inner| Ok(inner.ready_snapshot(id)?.map(|(_, snapshot)| snapshot))).await
+    }
+
+    async fn find_group(&self, id: GroupId) -> Result<Option<Group>> {
+        self.run(move |inner| {
+            let ready = inner.group(id)?.filter(|(stage, _)| *stage == Stage::Ready);
+            Ok(ready.map(|(_, group)| group))
+        })
+        .await
     }
 
     async fn occupied(&self, id: VolumeId) -> Result<Bytes> {
@@ -412,6 +417,20 @@ impl Pool for ThinPool {
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         self.run(move |inner| inner.delete_snapshot(id)).await
+    }
+
+    async fn create_group(
+        &self,
+        group: &Group,
+        members: &[Snapshot],
+        _progress: &Arc<Progress>,
+    ) -> Result<Vec<Snapshot>> {
+        let (group, members) = (group.clone(), members.to_vec());
+        self.run(move |inner| inner.create_group(&group, &members)).await
+    }
+
+    async fn delete_group(&self, id: GroupId) -> Result<()> {
+        self.run(move |inner| inner.delete_group(id)).await
     }
 
     async fn attach(&self, id: VolumeId, how: &Attach) -> Result<Held> {

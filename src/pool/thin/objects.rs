@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{
     Inner,
     below::{self, Made},
+    care::length_of,
     slots::{Entry, Object, Stage},
 };
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
         format, identity,
         record::{Content, Snapshot, Source, Volume},
     },
+    sys::superblock::{self, Contents},
 };
 
 /// How long the making of a filesystem may take.
@@ -45,27 +47,36 @@ impl Inner {
         Ok(free)
     }
 
-    fn free_number(&self, thin: u32) {
+    pub(super) fn free_number(&self, thin: u32) {
         self.thins.lock().unwrap_or_else(PoisonError::into_inner).remove(&thin);
+    }
+
+    /// The same, of which the pool says that nobody has it.
+    pub(super) fn take_free_number(&self) -> Result<u32> {
+        // A number that is taken stays so: it is somebody's, and nobody's record says whose.
+        for _attempt in 0..64 {
+            let thin = self.take_number()?;
+            if !self.devices.exists(thin)? {
+                return Ok(thin);
+            }
+        }
+        let what = "thin devices that no record knows are in the way: see `lagan doctor --check`";
+        Err(Error::new(ErrorKind::Unavailable, what))
     }
 
     /// Makes a thin device for an object: the intent is recorded first, so that nothing is left that no record knows.
     pub(super) fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
-        self.check()?.check_metadata()?;
-        let (mapper, pool) = (&self.devices.mapper, &self.devices.below.0);
-        // A number that is taken stays so: it is somebody's, and nobody's record says whose.
-        for _attempt in 0..64 {
-            let thin = self.take_number()?;
+        self.admit(length_of(object))?;
+        let (mapper, (pool, _)) = (&self.devices.mapper, self.devices.below()?);
+        loop {
             // Asked before the intent is recorded: what an intent names is removed when it cannot be finished.
-            if self.devices.exists(thin)? {
-                continue;
-            }
+            let thin = self.take_free_number()?;
             self.slots.put(thin, Stage::Making, object.clone())?;
             let made = match origin {
                 Origin::Blank => below::create(mapper, pool, thin),
                 Origin::Quiet(origin) => below::snapshot(mapper, pool, thin, origin),
                 Origin::Live(origin, owner) => {
-                    self.paused(owner, || below::snapshot(mapper, pool, thin, origin))
+                    self.paused(&[owner], || below::snapshot(mapper, pool, thin, origin))
                 }
                 Origin::Foreign(origin) => {
                     self.foreign_paused(origin, || below::snapshot(mapper, pool, thin, origin))
@@ -78,14 +89,11 @@ impl Inner {
                 Err(error) => return Err(self.unmake(thin, object, error)),
             }
         }
-        let what = "thin devices that no record knows are in the way: see `lagan doctor --check`";
-        Err(Error::new(ErrorKind::Unavailable, what))
     }
 
     /// Takes back what was begun. What cannot be, the next start does.
     pub(super) fn unmake(&self, thin: u32, object: &Object, why: Error) -> Error {
-        let undone = below::delete(&self.devices.mapper, &self.devices.below.0, thin)
-            .and_then(|()| self.slots.forget(thin, object.clone()));
+        let undone = self.remove_thin(thin).and_then(|()| self.slots.forget(thin, object.clone()));
         match undone {
             Ok(()) => {
                 self.free_number(thin);
@@ -160,11 +168,15 @@ impl Inner {
         }
     }
 
+    pub(super) fn remove_thin(&self, thin: u32) -> Result<()> {
+        below::delete(&self.devices.mapper, self.devices.below()?.0, thin)
+    }
+
     /// Removes an object whose devices are gone.
     pub(super) fn delete(&self, entry: Entry) -> Result<()> {
         self.slots.put(entry.thin, Stage::Removing, entry.object.clone())?;
         let one = self.deleting.lock().unwrap_or_else(PoisonError::into_inner);
-        below::delete(&self.devices.mapper, &self.devices.below.0, entry.thin)?;
+        self.remove_thin(entry.thin)?;
         drop(one);
         self.slots.forget(entry.thin, entry.object)?;
         self.free_number(entry.thin);
@@ -185,5 +197,21 @@ impl Inner {
         let Some(entry) = self.slots.find(id.uuid)? else { return Ok(()) };
         self.check()?;
         self.delete(entry)
+    }
+
+    /// What a volume really holds.
+    pub(super) fn probe(&self, id: VolumeId) -> Result<Contents> {
+        let (entry, volume) = self.ready_volume(id)?;
+        let what = || format!("read the first blocks of {id}");
+        let held = match self.devices.attached(id.uuid)?.first() {
+            Some((info, _)) => Some(self.devices.hold(id.uuid, info.number)?),
+            None => None,
+        };
+        if let Some(held) = held {
+            let file = std::fs::File::open(&held.attached.device.path).doing(what)?;
+            return superblock::probe(&file, held.attached.device.size).doing(what);
+        }
+        let work = self.devices.work_on(id.uuid, entry.thin, volume.size)?;
+        superblock::probe(work.file()?, volume.size).doing(what)
     }
 }

@@ -1,30 +1,42 @@
-//! A volume in use that stands still for a moment: its device is suspended, under the eyes of the minder.
+//! Volumes in use that stand still for a moment: their devices are suspended, under the eyes of the minder.
 
 use uuid::Uuid;
 
 use super::Inner;
-use crate::error::{Doing, Error, ErrorKind, Result};
+use crate::{
+    error::{Doing, Error, ErrorKind, Result},
+    sys::mount::mounted_roots,
+};
 
 impl Inner {
-    /// Does `work` while nobody writes to a volume: its device is suspended, and its filesystem with it, if it has one.
-    pub(super) fn paused<T>(&self, owner: Uuid, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let names: Vec<String> =
-            self.devices.attached(owner)?.into_iter().map(|(info, _)| info.name).collect();
-        self.paused_devices(&names, &owner.simple().to_string(), work)
+    /// Brings what was written to mounted volumes to their devices while writers still run: a pause then has little to
+    /// flush.
+    pub(super) fn settle(&self, owners: &[Uuid]) -> Result<()> {
+        let mut numbers = Vec::new();
+        for owner in owners {
+            numbers.extend(self.devices.attached(*owner)?.into_iter().map(|(info, _)| info.number));
+        }
+        let what = || "flush volumes before they are paused";
+        mounted_roots(&numbers).doing(what)?.iter().try_for_each(rustix::fs::syncfs).doing(what)
     }
 
-    /// The same with devices by their names; `whose` is for people.
-    pub(super) fn paused_devices<T>(
-        &self,
-        names: &[String],
-        whose: &str,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
+    /// Does `work` while nobody writes to volumes: their devices are suspended, and their filesystems with them, where
+    /// they have one.
+    pub(super) fn paused<T>(&self, owners: &[Uuid], work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut names = Vec::new();
+        for owner in owners {
+            names.extend(self.devices.attached(*owner)?.into_iter().map(|(info, _)| info.name));
+        }
+        self.paused_devices(&names, work)
+    }
+
+    /// The same with devices by their names.
+    pub(super) fn paused_devices<T>(&self, names: &[String], work: impl FnOnce() -> Result<T>) -> Result<T> {
         if names.is_empty() {
             return work();
         }
         let Some(minder) = &self.minder else {
-            let what = format!("{whose} is in use, and no minder runs that could end a pause");
+            let what = format!("{} is in use, and no minder runs that could end a pause", names.join(", "));
             return Err(Error::new(ErrorKind::Unavailable, what));
         };
         let limit = self.settings.freeze_limit;
@@ -47,7 +59,7 @@ impl Inner {
                 }
                 _ => ("it could not be suspended", ErrorKind::Unavailable),
             };
-            Error::io(format!("pause {whose}: {reason}"), error).as_kind(kind)
+            Error::io(format!("pause {}: {reason}", names.join(", ")), error).as_kind(kind)
         })?;
         let result = work();
         let in_time = match pause.end() {

@@ -10,18 +10,21 @@ use super::{
     Place, below,
     below::FIRST,
     devices::Devices,
-    lvm::{self, Found},
-    metadata,
-    slots::{self, Entry, Header, Object, Slots, Stage},
+    groups,
+    header::Header,
+    lvm, metadata,
+    place::{self, Found, open_mapper},
+    slots::{self, Entry, Object, Slots, Stage},
 };
 use crate::{
+    bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
     pool::{
         Role,
         backup::{Backup, Line, Restored, refuse_different},
         record::BadRecord,
     },
-    sys::{cmd::Commands, dm::Mapper},
+    sys::cmd::Commands,
 };
 
 /// All records of a pool; no lock is taken, and nothing is changed but that the pool holds a snapshot of its metadata for a
@@ -30,21 +33,27 @@ use crate::{
 /// # Errors
 /// `Unavailable` where the pool or its records are not there.
 pub fn backup(place: &Place, commands: &Commands) -> Result<Backup> {
-    let mapper = Mapper::open().doing(|| "open device-mapper")?;
-    let found = lvm::find(place, &mapper, commands, Role::Observer)?;
+    let mapper = open_mapper()?;
+    let found = place::find(place, &mapper, commands, Role::Observer)?;
     let header = found.header()?;
     let (entries, damaged) = Slots::open(found.records.open()?, false)?.all()?;
     let mut backup = Backup::new(header.id, &header.machine);
     backup.missing = damaged;
     // Without them a restore still works; it then cannot tell a device from another that got its number later.
-    let times = match metadata::devices(&mapper, &found.below.0) {
+    let times = match found.pool().and_then(|pool| metadata::devices(&mapper, pool)) {
         Ok(devices) => devices.into_iter().map(|device| (device.number, device.time)).collect(),
         Err(error) => {
             tracing::warn!(%error, "the backup does not say when the thin devices were made");
             HashMap::new()
         }
     };
+    let hidden = groups::unfinished(&entries);
     for entry in entries.iter().filter(|entry| entry.stage == Stage::Ready) {
+        if let Object::Snapshot(snapshot) = &entry.object
+            && snapshot.group.is_some_and(|group| hidden.contains(&group))
+        {
+            continue;
+        }
         let line = line_of(entry)?;
         backup.lines.push(Line { time: times.get(&entry.thin).copied(), ..line });
     }
@@ -71,17 +80,20 @@ fn object_of(line: &Line) -> Result<Object> {
 /// # Errors
 /// `Busy` where it is served; `Mismatch` where another pool, or another record, is there, and no record was changed.
 pub fn restore(place: &Place, backup: &Backup, replace: bool, commands: &Commands) -> Result<Restored> {
-    let mapper = Mapper::open().doing(|| "open device-mapper")?;
-    let made = lvm::ensure_records(place, commands)?;
-    let found = lvm::find(place, &mapper, commands, Role::Both)?;
+    let mapper = open_mapper()?;
+    let made = match place {
+        Place::Lvm(group) => lvm::ensure_records(group, commands)?,
+        Place::Disk(_) => false,
+    };
+    let found = place::find(place, &mapper, commands, Role::Both)?;
     let _locks = found.records.lock(Role::Both)?;
     let device = found.records.open()?;
-    let header = Header { id: backup.header.pool, ..Slots::new_header(&backup.header.machine) };
+    let header = Header::of(backup.header.pool, &backup.header.machine);
     if made {
         // What lies there are the records of a device that was there before.
         Slots::format(&device, &header)?;
     }
-    let known = Slots::header(&device)?;
+    let known = Header::read(&device, Bytes::ZERO)?;
     if let Some(other) = known.as_ref().filter(|known| known.id != header.id) {
         let what = format!("the records are of pool {}, and the backup is of pool {}", other.id, header.id);
         return Err(Error::new(ErrorKind::Mismatch, what));
@@ -104,7 +116,7 @@ fn carry_out(plan: Plan, found: &Found, devices: &Devices, header: Option<Header
         tracing::warn!(cleared, "records that could not be read were cleared");
     }
     if let Some(header) = header {
-        Slots::set_header(&device, header)?;
+        header.replace(&device)?;
     }
     let slots = Slots::open(device, true)?;
     for (thin, object) in plan.missing {
@@ -113,7 +125,7 @@ fn carry_out(plan: Plan, found: &Found, devices: &Devices, header: Option<Header
     }
     // The one that keeps the pool from being removed.
     if !devices.exists(FIRST)? {
-        below::create(&devices.mapper, &devices.below.0, FIRST)?;
+        below::create(&devices.mapper, devices.below()?.0, FIRST)?;
     }
     Ok(done)
 }
@@ -131,7 +143,9 @@ impl Plan {
             entries.iter().map(|entry| (entry.object.uuid(), entry)).collect();
         let owners: HashMap<u32, Uuid> =
             entries.iter().map(|entry| (entry.thin, entry.object.uuid())).collect();
-        let times: Option<HashMap<u32, u32>> = metadata::devices(&devices.mapper, &devices.below.0)
+        let times: Option<HashMap<u32, u32>> = devices
+            .below()
+            .and_then(|(pool, _)| metadata::devices(&devices.mapper, pool))
             .map(|all| all.into_iter().map(|device| (device.number, device.time)).collect())
             .ok();
         let mut plan = Self { done: Restored::default(), different: Vec::new(), missing: Vec::new() };

@@ -13,50 +13,22 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::flush::Flush;
+use super::{
+    flush::Flush,
+    header::{HEADERS, Header},
+};
+pub(super) use crate::pool::record::Stage;
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
-    pool::record::{self, Snapshot, Timestamp, Volume},
+    pool::record::{self, Group, Snapshot, Volume},
 };
 
 /// What is written at a time: disks write as much as a whole or not at all.
 pub(super) const BLOCK: usize = 4096;
-/// Blocks before the first object: the header, twice.
-const HEADERS: u64 = 2;
 /// How much is read at a time to look through all of them.
 const CHUNK: usize = 1 << 20;
-const VERSION: u32 = 1;
 /// A block that was never written.
 const BLANK: [u8; BLOCK] = [0; BLOCK];
-
-/// Which pool this is, and whose.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Header {
-    /// Version of the layout.
-    pub(super) lagan_pool: u32,
-    /// The pool's identity.
-    pub(super) id: crate::id::PoolId,
-    /// The machine that may serve it.
-    pub(super) machine: String,
-    /// When it was made.
-    pub(super) created: Timestamp,
-    /// Which of two headers is the later one.
-    pub(super) number: u64,
-}
-
-/// How far the making or removing of an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Stage {
-    /// It was begun: the thin device may be there, and nobody was told of it.
-    Making,
-    /// It is there.
-    Ready,
-    /// Its end was begun: the thin device may be gone.
-    Removing,
-    /// Nothing is there any more; the place is free.
-    Removed,
-}
 
 /// What a place holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +40,8 @@ pub(super) enum Object {
     Snapshot(Snapshot),
     /// A filesystem to be copied.
     Template(Template),
+    /// Snapshots at one instant; no thin device of its own.
+    Group(Group),
 }
 
 /// A filesystem to be copied.
@@ -84,6 +58,7 @@ impl Object {
             Self::Volume(volume) => volume.id.uuid,
             Self::Snapshot(snapshot) => snapshot.id.uuid,
             Self::Template(template) => template.uuid,
+            Self::Group(group) => group.id.uuid,
         }
     }
 }
@@ -157,45 +132,7 @@ impl Slots {
             device.write_all_at(&zeros[..amount], offset).doing(what)?;
             offset += amount as u64;
         }
-        write_header(device, header).doing(what)
-    }
-
-    /// Reads the header, and nothing else; `None` where there is none.
-    pub(super) fn header(device: &File) -> Result<Option<Header>> {
-        let mut found: Option<Header> = None;
-        for index in 0..HEADERS {
-            let mut block = vec![0; BLOCK];
-            device.read_exact_at(&mut block, index * BLOCK as u64).doing(|| "read the header of the pool")?;
-            if let Ok(header) = record::decode::<Header>(&block)
-                && found.as_ref().is_none_or(|found| found.number < header.number)
-            {
-                found = Some(header);
-            }
-        }
-        match found {
-            Some(header) if header.lagan_pool != VERSION => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("layout version {} of the pool is not {VERSION}", header.lagan_pool),
-            )),
-            found => Ok(found),
-        }
-    }
-
-    /// Makes a header for a new pool.
-    pub(super) fn new_header(machine: &str) -> Header {
-        Header {
-            lagan_pool: VERSION,
-            id: crate::id::PoolId::random(),
-            machine: machine.to_owned(),
-            created: Timestamp::now(),
-            number: 0,
-        }
-    }
-
-    /// Replaces the header.
-    pub(super) fn set_header(device: &File, header: Header) -> Result<()> {
-        let header = Header { number: header.number + 1, ..header };
-        write_header(device, &header).doing(|| "write the header of the pool")
+        header.write(device)
     }
 
     /// Reads all records.
@@ -244,6 +181,12 @@ impl Slots {
         Ok((entries.cloned().collect(), known.damaged.clone()))
     }
 
+    /// Something of each object that is known.
+    pub(super) fn map<T>(&self, of: impl Fn(&Entry) -> T) -> Vec<T> {
+        let known = self.known();
+        known.places.values().filter_map(|place| place.entry.as_ref()).map(|(_, entry)| of(entry)).collect()
+    }
+
     /// What is recorded of an object, read afresh.
     pub(super) fn find(&self, uuid: Uuid) -> Result<Option<Entry>> {
         let place = self.known().places.get(&uuid).map(|place| place.index);
@@ -282,6 +225,12 @@ impl Slots {
         self.flush.wait_for(&self.device)
     }
 
+    /// Records several likewise. A crash may leave any of them unrecorded.
+    pub(super) fn put_all(&self, stage: Stage, objects: Vec<(u32, Object)>) -> Result<()> {
+        objects.into_iter().try_for_each(|(thin, object)| self.write(thin, stage, object))?;
+        self.flush.wait_for(&self.device)
+    }
+
     /// Notes that nothing is left of an object. Not flushed: if it is lost, the removing is done again.
     pub(super) fn forget(&self, thin: u32, object: Object) -> Result<()> {
         self.write(thin, Stage::Removed, object)
@@ -293,6 +242,7 @@ impl Slots {
         let mut known = self.known();
         let mut place = match known.places.remove(&uuid) {
             Some(place) => place,
+            None if stage == Stage::Removed => return Ok(()),
             None => known.free.pop().ok_or_else(|| {
                 Error::new(ErrorKind::NoSpace, "the pool has no room for another record: delete something")
             })?,
@@ -380,12 +330,6 @@ pub(super) fn length_of(device: &File) -> io::Result<u64> {
     Ok(rustix::fs::seek(device, rustix::fs::SeekFrom::End(0))?)
 }
 
-fn write_header(device: &File, header: &Header) -> io::Result<()> {
-    let block = record::encode_to(header, BLOCK).map_err(io::Error::other)?;
-    device.write_all_at(&block, (header.number % HEADERS) * BLOCK as u64)?;
-    device.sync_data()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,7 +337,7 @@ mod tests {
         bytes::Bytes,
         digest::Digest,
         id::{PoolId, VolumeId},
-        pool::record::{Asked, Content},
+        pool::record::{Asked, Content, Timestamp},
     };
 
     fn volume(name: &str) -> Object {
@@ -413,7 +357,7 @@ mod tests {
     fn device(places: u64) -> File {
         let file = tempfile::tempfile().unwrap();
         file.set_len((HEADERS + 2 * places) * BLOCK as u64).unwrap();
-        Slots::format(&file, &Slots::new_header("m")).unwrap();
+        Slots::format(&file, &Header::new("m", None)).unwrap();
         file
     }
 
@@ -473,16 +417,6 @@ mod tests {
             slots.forget(round, b).unwrap();
         }
         assert!(again(&device).all().unwrap().0.is_empty());
-    }
-
-    #[test]
-    fn the_later_header_counts() {
-        let device = device(1);
-        let header = Slots::header(&device).unwrap().unwrap();
-        Slots::set_header(&device, Header { machine: "n".into(), ..header.clone() }).unwrap();
-        let moved = Slots::header(&device).unwrap().unwrap();
-        assert_eq!((moved.id, moved.machine.as_str(), moved.number), (header.id, "n", 1));
-        assert!(Slots::header(&tempfile::tempfile().unwrap()).is_err());
     }
 
     #[test]

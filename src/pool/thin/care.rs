@@ -1,0 +1,164 @@
+//! What keeps a thin pool from running full: admission by the worst that writers can do to its metadata, extension from
+//! what the volume group has free, and word from the kernel.
+
+use std::{sync::PoisonError, time::Duration};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Inner, Place,
+    below::{METADATA_BLOCK, Status},
+    lvm,
+    slots::Object,
+};
+use crate::{
+    bytes::Bytes,
+    error::{Error, ErrorKind, Result},
+    pool::fill::{Fill, Part},
+    sys::dm::Mapper,
+};
+
+/// Mappings that a block of metadata holds at worst: 252 in a leaf, which may be half empty after insertions in a bad
+/// order, and some room for the reference counts of blocks that three devices share, and for the nodes above.
+const MAPPINGS: u64 = 100;
+/// Blocks of data that one block of the map of free space covers (2 bits each).
+const COVERED: u64 = 16_000;
+/// Part of the metadata that a change in progress may take besides.
+const CHANGING_PERCENT: u32 = 5;
+/// What a template maps: the metadata of an empty filesystem.
+const TEMPLATE: Bytes = Bytes::mib(16);
+
+/// When a pool is extended, and by how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extend {
+    /// As soon as this much is used, in per cent.
+    pub at_percent: u32,
+    /// By this much of its length.
+    pub by_percent: u32,
+}
+
+impl Extend {
+    fn wanted(self, used: Bytes, total: Bytes) -> Option<Bytes> {
+        Some(total.percent(self.by_percent)).filter(|_| used >= total.percent(self.at_percent))
+    }
+}
+
+/// Metadata that devices of these lengths take once every block of each is its own, in a pool of so much data.
+pub(super) fn worst(lengths: impl Iterator<Item = Bytes>, data: Bytes, chunk: Bytes) -> Bytes {
+    let chunks = |length: Bytes| length.get().div_ceil(chunk.get().max(1));
+    let devices: u64 = lengths.map(|length| chunks(length).div_ceil(MAPPINGS) + 1).sum();
+    Bytes::new((devices + chunks(data).div_ceil(COVERED) + 64) * METADATA_BLOCK)
+}
+
+/// How much of an object can come to be its own.
+pub(super) fn length_of(object: &Object) -> Bytes {
+    match object {
+        Object::Volume(volume) => volume.size,
+        // What it had when it was cut; nobody writes to it.
+        Object::Snapshot(snapshot) => snapshot.used,
+        Object::Template(_) => TEMPLATE,
+        Object::Group(_) => Bytes::ZERO,
+    }
+}
+
+impl Status {
+    pub(super) fn fills(&self) -> [Fill; 2] {
+        [(Part::Data, self.data), (Part::Metadata, self.metadata)].map(|(part, amount)| Fill {
+            part,
+            used: amount.used,
+            total: amount.total,
+        })
+    }
+}
+
+impl Inner {
+    /// Refuses another device of this length, or so much growth of one, where writers alone could fill the metadata
+    /// some day: that breaks the pool, and no request could be refused then any more.
+    pub(super) fn admit(&self, more: Bytes) -> Result<()> {
+        let status = self.check()?;
+        let shortage = |status: &Status| {
+            let mut lengths = self.slots.map(|entry| length_of(&entry.object));
+            lengths.extend(self.foreign.iter().copied().chain([more]));
+            let needed = worst(lengths.into_iter(), status.data.total, status.chunk);
+            needed.minus(status.metadata.total.minus(status.metadata.total.percent(CHANGING_PERCENT)))
+        };
+        let missing = shortage(&status);
+        if missing == Bytes::ZERO {
+            return Ok(());
+        }
+        if let (Place::Lvm(group), Some(_)) = (&self.settings.place, self.settings.extend) {
+            let one = self.extending.lock().unwrap_or_else(PoisonError::into_inner);
+            // Somebody else may have done it meanwhile; and a little more, so that not every request does.
+            let still = shortage(&self.status()?);
+            if still > Bytes::ZERO {
+                lvm::extend(group, None, Some(still.plus(still).plus(Bytes::mib(4))), &self.commands)?;
+            }
+            drop(one);
+            return Ok(());
+        }
+        let what = format!(
+            "the metadata of the thin pool ({}) could fill up: {missing} more are needed for the case that every block of \
+             every volume is overwritten; extend it (`lagan pool extend --metadata SIZE`), or delete something",
+            status.metadata.total
+        );
+        Err(Error::new(ErrorKind::NoSpace, what))
+    }
+
+    /// Extends the pool where the configuration wants it.
+    pub(super) fn tend(&self) -> Result<()> {
+        let (Place::Lvm(group), Some(extend)) = (&self.settings.place, self.settings.extend) else {
+            return Ok(());
+        };
+        let _one = self.extending.lock().unwrap_or_else(PoisonError::into_inner);
+        let Status { data, metadata, .. } = self.status()?;
+        let wanted = [data, metadata].map(|amount| extend.wanted(amount.used, amount.total));
+        let [data, metadata] = wanted;
+        if data.is_some() || metadata.is_some() {
+            lvm::extend(group, data, metadata, &self.commands)?;
+            let say = |by: Option<Bytes>| by.unwrap_or_default();
+            tracing::warn!(pool = %self.id, data = %say(data), metadata = %say(metadata), "pool extended");
+        }
+        Ok(())
+    }
+}
+
+/// How long a thread waits for word from the kernel; whoever waits for longer asks again.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until something happens to any device of device-mapper: a pool that passes its low-water mark or changes its
+/// mode, but a device that comes or goes as well. For ever where the kernel does not tell.
+pub(super) async fn event() {
+    let (tell, told) = oneshot::channel();
+    let wait = move || {
+        if Mapper::open().and_then(|mapper| mapper.wait_for_event(PATIENCE)).unwrap_or(false) {
+            // Nobody may be waiting any more.
+            tell.send(()).unwrap_or_default();
+        }
+    };
+    let waiting = std::thread::Builder::new().name("lagan-events".into()).spawn(wait);
+    if waiting.is_err() || told.await.is_err() {
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_case_counts_every_block_of_every_device() {
+        let (gib, chunk) = (Bytes::gib(1), Bytes::new(64 << 10));
+        let few = worst([gib].into_iter(), gib, chunk);
+        // 16,384 chunks, 100 a block, and a little.
+        assert_eq!(few, Bytes::new((164 + 1 + 2 + 64) * METADATA_BLOCK));
+        let many = worst([gib; 100].into_iter(), gib, chunk);
+        assert_eq!(many, Bytes::new((165 * 100 + 2 + 64) * METADATA_BLOCK));
+    }
+
+    #[test]
+    fn a_pool_is_extended_from_the_mark_on() {
+        let extend = Extend { at_percent: 80, by_percent: 20 };
+        assert_eq!(extend.wanted(Bytes::mib(79), Bytes::mib(100)), None);
+        assert_eq!(extend.wanted(Bytes::mib(80), Bytes::mib(100)), Some(Bytes::mib(20)));
+    }
+}

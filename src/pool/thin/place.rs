@@ -1,0 +1,174 @@
+//! Where a thin pool is: in a volume group, or on a disk of our own. What both have in common, and the way to each.
+
+use std::{fmt, fs::File, path::PathBuf};
+
+use super::{
+    block,
+    devices::Devices,
+    header::Header,
+    lvm::{self, VolumeGroup},
+};
+use crate::{
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
+    id::{PoolId, VolumeId},
+    pool::{Role, Sharing, byte_of},
+    sys::{
+        cmd::Commands,
+        device::DeviceNumber,
+        dm::{self, Info, Mapper},
+        file::ByteLock,
+    },
+};
+
+/// Where a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A thin pool of LVM.
+    Lvm(VolumeGroup),
+    /// A disk of our own, or a partition.
+    Disk(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lvm(group) => group.fmt(f),
+            Self::Disk(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A device of the pool's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    /// Its name for device-mapper.
+    pub(super) name: String,
+    pub(super) number: DeviceNumber,
+    /// What it is, for people.
+    pub(super) what: String,
+}
+
+/// A pool that was found.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The device of records.
+    pub(super) records: Device,
+    /// The thin pool, or why it does not run: its records can be read all the same.
+    pub(super) below: std::result::Result<(String, DeviceNumber), String>,
+    /// Lengths of the thin volumes of LVM in the pool.
+    pub(super) foreign: Vec<Bytes>,
+}
+
+impl Found {
+    /// Name of the thin pool.
+    pub(super) fn pool(&self) -> Result<&str> {
+        let below = self.below.as_ref().map_err(|why| Error::new(ErrorKind::Unavailable, why));
+        below.map(|(name, _)| name.as_str())
+    }
+
+    /// The pool's header.
+    pub(super) fn header(&self) -> Result<Header> {
+        Header::read(&self.records.open()?, Bytes::ZERO)?.ok_or_else(|| {
+            let what = format!(
+                "{} holds no records: `lagan pool init` was never run, or they are lost",
+                self.records.what
+            );
+            Error::new(ErrorKind::Unavailable, what)
+        })
+    }
+}
+
+impl Device {
+    pub(super) fn open(&self) -> Result<File> {
+        let info = Info {
+            number: self.number,
+            name: self.name.clone(),
+            uuid: String::new(),
+            open_count: 0,
+            suspended: false,
+            read_only: false,
+            active: true,
+            pending: false,
+            transient: false,
+        };
+        dm::open(&info).doing(|| format!("open {}", self.what))
+    }
+
+    /// Takes the locks of a role. `Busy` where another process serves the pool.
+    pub(super) fn lock(&self, role: Role) -> Result<Vec<ByteLock>> {
+        let busy = |name: &str| format!("the pool is served by another {name} process: stop that one first");
+        role.locks().map(|(byte, name)| self.lock_byte(byte, Sharing::Alone, || busy(name))).collect()
+    }
+
+    /// Takes a volume for one piece of work, against the other process that serves the pool.
+    pub(super) fn take_turn(&self, id: VolumeId, sharing: Sharing) -> Result<ByteLock> {
+        self.lock_byte(byte_of(id), sharing, || format!("another process is at work on volume {id}"))
+    }
+
+    fn lock_byte(&self, byte: i64, sharing: Sharing, busy: impl Fn() -> String) -> Result<ByteLock> {
+        let lock = ByteLock::try_take(self.open()?, byte, sharing).doing(|| format!("lock {}", self.what))?;
+        lock.ok_or_else(|| Error::new(ErrorKind::Busy, busy()))
+    }
+}
+
+/// Finds a pool's devices, and makes them where this process may.
+///
+/// # Errors
+/// `Unavailable` where the pool or its records are not there.
+pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
+    match place {
+        Place::Lvm(group) => lvm::find(group, mapper, commands, role),
+        Place::Disk(path) => block::find(path, mapper, commands, role),
+    }
+}
+
+pub(super) fn open_mapper() -> Result<Mapper> {
+    Mapper::open()
+        .map_err(|error| Error::io("open device-mapper (is the module dm_mod there?)", error))
+        .map_err(|error| error.as_kind(ErrorKind::Unavailable))
+}
+
+/// Makes this machine the one that serves the pool. No process may be serving it.
+///
+/// # Errors
+/// `Busy` where it is served; `Unavailable` where there is no pool.
+pub fn adopt(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId> {
+    let found = find(place, &open_mapper()?, commands, Role::Both)?;
+    let _locks = found.records.lock(Role::Both)?;
+    let header = found.header()?;
+    header.with_machine(machine).replace(&found.records.open()?)?;
+    Ok(header.id)
+}
+
+/// The identity of a pool, and the machine that it belongs to; nothing is changed.
+///
+/// # Errors
+/// `Unavailable` where there is none.
+pub fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> {
+    let header = match place {
+        Place::Lvm(group) => lvm::find(group, &open_mapper()?, commands, Role::Observer)?.header()?,
+        Place::Disk(path) => block::header(path)?,
+    };
+    Ok((header.id, header.machine))
+}
+
+/// Lets go of a pool that is not served, so that it can be moved or removed: the device that keeps it busy goes, and on
+/// a disk of our own the thin pool with it.
+///
+/// # Errors
+/// `Busy` where it is served; `InUse` where a volume of it has a device.
+pub fn stop(place: &Place, commands: &Commands) -> Result<()> {
+    let mapper = open_mapper()?;
+    let found = find(place, &mapper, commands, Role::Observer)?;
+    let locks = found.records.lock(Role::Both)?;
+    let id = found.header()?.id;
+    let devices = Devices::new(mapper, id, Err("the pool is being stopped".into()));
+    devices.release()?;
+    // Their file is open on what is to go.
+    drop(locks);
+    match place {
+        Place::Lvm(_) => Ok(()),
+        Place::Disk(_) => block::stop(&devices.mapper, id),
+    }
+}

@@ -1,0 +1,180 @@
+//! A pool on a disk of its own: how the disk is taken, seen as taken, moved, extended and repaired.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use lagan::proto::{GetCapacityRequest, ListVolumesRequest};
+use tonic::Code;
+
+use crate::{
+    requests::{check, create_with},
+    rig::{Ground, Kind, MIB, filesystem, random, run, text, try_run, write},
+};
+
+/// A disk that can be made longer, taken away and brought back: a file behind a loop device.
+struct Disk {
+    file: PathBuf,
+    node: &'static str,
+    _directory: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new(mib: u64) -> Self {
+        let directory = tempfile::Builder::new().prefix("lagan-test-").tempdir_in("/var/tmp").unwrap();
+        let file = directory.path().join("disk");
+        File::create(&file).unwrap().set_len(mib << 20).unwrap();
+        Self { node: plug(&file), file, _directory: directory }
+    }
+
+    fn unplug(&self) {
+        run("losetup", &["-d", self.node]);
+    }
+}
+
+fn plug(file: &Path) -> &'static str {
+    Box::leak(run("losetup", &["--find", "--show", &text(file)]).trim().to_owned().into_boxed_str())
+}
+
+fn ground(disk: &Disk) -> Ground {
+    Ground::new(Kind::Block(disk.node))
+}
+
+/// Runs a command of the tool; what it said.
+#[track_caller]
+fn lagan(ground: &Ground, arguments: &[&str], well: bool) -> String {
+    let done = ground.lagan(arguments);
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert_eq!(done.status.success(), well, "{arguments:?}: {said}");
+    said
+}
+
+#[tokio::test]
+async fn only_a_blank_disk_is_taken_and_then_it_is_seen_as_taken() {
+    let disk = Disk::new(2048);
+    let ground = ground(&disk);
+    let init = ["pool", "init", "--device", disk.node];
+    // A byte of no known kind, far inside.
+    let file = File::options().write(true).open(&disk.file).unwrap();
+    file.write_all_at(b"x", (2048 << 20) - 100).unwrap();
+    assert!(lagan(&ground, &init, false).contains("not blank (data"));
+    file.write_all_at(b"\0", (2048 << 20) - 100).unwrap();
+
+    run("mkfs.ext4", &["-q", "-U", "5c5e0c1e-6f0e-4c8f-8a4c-0d1f5d9a2b11", disk.node]);
+    assert!(lagan(&ground, &init, false).contains("ext4"));
+    let other = [&init[..], &["--destroy", "5c5e0c1e-6f0e-4c8f-8a4c-000000000000"]].concat();
+    assert!(lagan(&ground, &other, false).contains("not the name"));
+    let point = ground.path("point");
+    std::fs::create_dir(&point).unwrap();
+    run("mount", &[disk.node, &point]);
+    let this = [&init[..], &["--destroy", "5c5e0c1e-6f0e-4c8f-8a4c-0d1f5d9a2b11"]].concat();
+    lagan(&ground, &this, false);
+    run("umount", &[&point]);
+    run("e2fsck", &["-fn", disk.node]);
+    lagan(&ground, &this, true);
+
+    let seen = run("blkid", &["-p", "-o", "export", disk.node]);
+    assert!(seen.contains("PTTYPE=gpt"), "{seen}");
+    assert!(run("wipefs", &["-n", disk.node]).contains("gpt"));
+    for stranger in
+        [&["pvcreate", disk.node][..], &["mkfs.ext4", "-q", disk.node], &["mount", disk.node, &point]]
+    {
+        let (well, said) = try_run(stranger[0], &stranger[1..]);
+        assert!(!well, "{stranger:?}: {said}");
+    }
+    assert!(lagan(&ground, &this, false).contains("busy"), "a second pool over the first");
+    lagan(&ground, &["pool", "stop", "--device", disk.node], true);
+    // Nothing runs from it, and it is still seen as taken.
+    assert!(!try_run("pvcreate", &[disk.node]).0);
+    assert!(lagan(&ground, &init, false).contains("gpt"));
+    disk.unplug();
+}
+
+#[tokio::test]
+async fn a_disk_that_moves_and_grows() {
+    let disk = Disk::new(2048);
+    let mut ground = ground(&disk);
+    lagan(&ground, &["pool", "init", "--device", disk.node], true);
+    let how = filesystem("ext4");
+    let mut daemon = ground.start().await;
+    let id = daemon.create("data", 256, &how).await.volume_id;
+    let shown = daemon.show(&ground, &id, "data", &how).await;
+    let content = random(20 << 20);
+    write(&Path::new(&shown).join("file"), &content);
+    assert!(lagan(&ground, &["pool", "stop", "--device", disk.node], false).contains("served"));
+    daemon.hide(&ground, &id, "data").await;
+    daemon.kill();
+    lagan(&ground, &["pool", "stop", "--device", disk.node], true);
+    assert!(!run("dmsetup", &["ls"]).contains("lagan-pool"));
+
+    // The disk comes back under another name, and longer.
+    let filler = disk.file.with_file_name("filler");
+    File::create(&filler).unwrap().set_len(4096).unwrap();
+    disk.unplug();
+    let filler = plug(&filler);
+    File::options().write(true).open(&disk.file).unwrap().set_len(3072 << 20).unwrap();
+    let node = plug(&disk.file);
+    ground.kind = Kind::Block(node);
+    let mut daemon = ground.start().await;
+    let shown = daemon.show(&ground, &id, "data", &how).await;
+    assert!(std::fs::read(Path::new(&shown).join("file")).unwrap() == content);
+    let free =
+        |answer: tonic::Response<lagan::proto::GetCapacityResponse>| answer.into_inner().available_capacity;
+    let before = free(daemon.controller.get_capacity(GetCapacityRequest::default()).await.unwrap());
+    assert!(lagan(&ground, &["pool", "extend", "--device", node], true).contains("extended"));
+    let after = free(daemon.controller.get_capacity(GetCapacityRequest::default()).await.unwrap());
+    assert!(after - before > 900 * MIB, "{before} {after}");
+    assert!(lagan(&ground, &["pool", "extend", "--device", node], true).contains("nothing"));
+    write(&Path::new(&shown).join("more"), &content);
+    daemon.hide(&ground, &id, "data").await;
+    daemon.delete(&id).await;
+    ground.account();
+    daemon.kill();
+    lagan(&ground, &["pool", "stop", "--device", node], true);
+    run("losetup", &["-d", node]);
+    run("losetup", &["-d", filler]);
+}
+
+#[tokio::test]
+async fn damaged_metadata_is_seen_before_it_is_used_and_repaired() {
+    let disk = Disk::new(2048);
+    let ground = ground(&disk);
+    lagan(&ground, &["pool", "init", "--device", disk.node], true);
+    let how = filesystem("ext4");
+    let mut daemon = ground.start().await;
+    let id = daemon.create("data", 256, &how).await.volume_id;
+    let shown = daemon.show(&ground, &id, "data", &how).await;
+    let content = random(20 << 20);
+    write(&Path::new(&shown).join("file"), &content);
+    daemon.hide(&ground, &id, "data").await;
+    daemon.kill();
+    assert!(lagan(&ground, &["pool", "repair", "--device", disk.node], false).contains("it runs"));
+    lagan(&ground, &["pool", "stop", "--device", disk.node], true);
+    assert!(lagan(&ground, &["pool", "repair", "--device", disk.node], false).contains("nothing is wrong"));
+
+    // The metadata begins at 65 MiB. Its first block says where the map of free data is (`data_space_map_root`, whose third
+    // field is `bitmap_root`, in drivers/md/dm-thin-metadata.c).
+    let file = File::options().read(true).write(true).open(&disk.file).unwrap();
+    let mut root = [0; 8];
+    file.read_exact_at(&mut root, (65 << 20) + 80).unwrap();
+    file.write_all_at(&random(4096), (65 << 20) + 4096 * u64::from_le_bytes(root)).unwrap();
+    let mut daemon = ground.start().await;
+    let listed = daemon.controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.entries.len(), 1, "what is recorded can be seen");
+    let refused = daemon.controller.create_volume(create_with("new", 64 * MIB, &how)).await;
+    assert!(check(refused, Code::Unavailable).contains("pool repair"));
+    daemon.kill();
+    lagan(&ground, &["pool", "repair", "--device", disk.node], true);
+
+    let mut daemon = ground.start().await;
+    let shown = daemon.show(&ground, &id, "data", &how).await;
+    assert!(std::fs::read(Path::new(&shown).join("file")).unwrap() == content);
+    daemon.hide(&ground, &id, "data").await;
+    daemon.delete(&id).await;
+    ground.account();
+    daemon.kill();
+    lagan(&ground, &["pool", "stop", "--device", disk.node], true);
+    disk.unplug();
+}
