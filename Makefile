@@ -5,6 +5,8 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner = "$(SUDO)"')
 LAGAN := target/release/lagan
+# Another Debian release in the virtual machine has to be installed first.
+VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
@@ -45,26 +47,24 @@ sanity-programs:
 	cd csi-sanity && go build -o ../target/ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 	cd csi-sanity && go test -c -o ../target/csi-sanity-extra .
 
-test-vm: sanity-programs ## Tests on LVM and device-mapper, in a virtual machine, as root
-	@.ci/prepare vm
+test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine, as root: GUEST=trixie, FSTYPES="ext4 xfs btrfs"
+	@.ci/prepare vm $(VM_GUEST)
 	cargo build --release --locked
-	$(SUDO) tests/vm/run tests/vm/all "$$(cargo test --locked --no-run --test contracts --message-format json | \
-		sed -n 's/.*"executable":"\([^"]*contracts-[^"]*\)".*/\1/p' | tail -1)"
+	$(SUDO) tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
 
 bench-vm: ## Measure a thin pool beside the commands of LVM, in the virtual machine, as root
-	@.ci/prepare build vm
-	$(SUDO) tests/vm/run "$$(cargo bench --locked --no-run --bench thin --message-format json | \
+	@.ci/prepare build vm bench
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-7200} tests/vm/run "$$(cargo bench --locked --no-run --bench thin --message-format json | \
 		sed -n 's/.*"executable":"\([^"]*thin-[^"]*\)".*/\1/p' | tail -1)"
 
-torture-vm: ## Kill the driver before every state-changing system call of every operation: POINTS=all, or so many
-	@.ci/prepare build test vm
-	cargo build --locked
-	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-14400} tests/vm/run env POINTS=$${POINTS:-all} \
-		"$$(cargo test --locked --no-run --test thin --message-format json | \
-		sed -n 's/.*"executable":"\([^"]*thin-[^"]*\)".*/\1/p' | tail -1)" --nocapture
+torture-vm: sanity-programs ## The same at every point: POINTS=all, or so many; COMMANDS=500 of LVM beside
+	@.ci/prepare build test vm $(VM_GUEST)
+	cargo build --release --locked
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
+		FSTYPES="$(or $(FSTYPES),ext4 xfs btrfs)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)
 	@.ci/prepare build

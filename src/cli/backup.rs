@@ -44,8 +44,8 @@ pub(super) struct RestoreArgs {
 /// Writes the records. Exit status 1 where some could not be read: all others are written.
 pub(super) fn backup(args: BackupArgs) -> Result<ExitCode> {
     let backup = match thin_place(&args.place.place()) {
-        Err(directory) => file::backup(directory)?,
         Ok(place) => thin::backup(&place, &Commands::find())?,
+        Err(directory) => file::backup(directory)?,
     };
     let text = backup.to_text()?;
     match &args.file {
@@ -81,8 +81,8 @@ pub(super) fn restore(args: RestoreArgs) -> Result<ExitCode> {
     }
     let backup = Backup::from_text(&text).map_err(|error| error.within(what()))?;
     let done = match thin_place(&args.place.place()) {
-        Err(directory) => file::restore(directory, &backup, args.replace)?,
         Ok(place) => thin::restore(&place, &backup, args.replace, &Commands::find())?,
+        Err(directory) => file::restore(directory, &backup, args.replace)?,
     };
     let pool = backup.header.pool;
     out::talk(&format!("{} records of pool {pool} put back, {} were there", done.written, done.kept));

@@ -23,6 +23,9 @@ pub struct Header {
     pub machine: String,
     /// When the backup was made.
     pub taken: Timestamp,
+    /// What lies where, for a pool on a disk of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Value>,
 }
 
 /// One record.
@@ -128,8 +131,8 @@ impl Line {
 
 impl Backup {
     pub(super) fn new(pool: PoolId, machine: &str) -> Self {
-        let header =
-            Header { lagan_backup: VERSION, pool, machine: machine.to_owned(), taken: Timestamp::now() };
+        let (machine, taken) = (machine.to_owned(), Timestamp::now());
+        let header = Header { lagan_backup: VERSION, pool, machine, taken, disk: None };
         Self { header, lines: Vec::new(), missing: Vec::new() }
     }
 

@@ -33,6 +33,7 @@ const DEV_REMOVE: u8 = 4;
 const DEV_SUSPEND: u8 = 6;
 const DEV_STATUS: u8 = 7;
 const TABLE_LOAD: u8 = 9;
+const TABLE_CLEAR: u8 = 10;
 const TABLE_STATUS: u8 = 12;
 const TARGET_MSG: u8 = 14;
 const DEV_ARM_POLL: u8 = 16;
@@ -276,6 +277,14 @@ impl Mapper {
         let mut call = Call::new(name, &data)?.flag(if read_only { READ_ONLY } else { 0 });
         call.set(TARGET_COUNT, u32::try_from(table.len()).unwrap_or_default());
         self.send(TABLE_LOAD, call).map(drop)
+    }
+
+    /// Drops the table that waits for the next resume; fine where there is none.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn clear(&self, name: &str) -> io::Result<()> {
+        self.send(TABLE_CLEAR, Call::new(name, &[])?).map(drop)
     }
 
     /// Stops a device.

@@ -54,6 +54,8 @@ pub struct Bound {
     pub direct_io: bool,
     /// The label given when it was bound.
     pub label: String,
+    /// The file behind it is a device.
+    pub on_device: bool,
 }
 
 /// An open loop device. While it is open the kernel does not bind it to anything else.
@@ -194,6 +196,7 @@ impl LoopDevice {
             read_only: info.flags & LO_FLAGS_READ_ONLY != 0,
             autoclear: info.flags & LO_FLAGS_AUTOCLEAR != 0,
             direct_io: info.flags & LO_FLAGS_DIRECT_IO != 0,
+            on_device: info.rdevice != 0,
             label: String::from_utf8_lossy(&info.file_name[..end]).into_owned(),
         }))
     }

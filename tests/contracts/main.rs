@@ -6,6 +6,7 @@
 #[path = "../support/disk.rs"]
 mod disk;
 #[path = "../support/group.rs"]
+#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod group;
 mod groups;
 mod kernel;

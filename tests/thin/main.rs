@@ -1,9 +1,10 @@
-//! The driver on a thin pool of LVM, killed between any two steps. Needs device-mapper, LVM, strace, and a disk that may be
-//! overwritten (`LAGAN_TEST_DISK`): the virtual machine of `make test-vm` has them.
+//! The driver on thin pools: killed between any two steps, beside an administrator, with tenants of ill will, full. Needs
+//! device-mapper, LVM, strace, and disks that may be overwritten (`LAGAN_TEST_DISK`, `LAGAN_SMALL_DISK`): the virtual machine of `make test-vm` has them.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
 mod backup;
+mod beside;
 mod block;
 #[path = "../support/counter.rs"]
 mod counter;
@@ -11,20 +12,24 @@ mod counter;
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
 mod doctor;
+mod extend;
+mod full;
 #[path = "../support/group.rs"]
 mod group;
 mod groups;
+mod guarded;
 mod guardian;
 mod import;
 #[path = "../support/kill.rs"]
 mod kill;
 mod kills;
 mod recovery;
+mod remanence;
 #[path = "../support/requests.rs"]
 mod requests;
 #[path = "../kernel/rig.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod rig;
+mod tenant;
 #[path = "../support/writer.rs"]
-#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod writer;

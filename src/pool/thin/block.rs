@@ -189,6 +189,24 @@ pub(super) fn header(path: &Path) -> Result<Header> {
     Ok(Taken::open(path)?.header)
 }
 
+/// Writes a header that is lost: without one nothing says what lies where.
+pub(super) fn ensure_header(path: &Path, header: &Header) -> Result<()> {
+    let _alone = Taken::lock(path)?;
+    let disk = Disk::open_alone(path)?;
+    if Header::read(disk.fresh()?, RECORDS.start)?.is_some() {
+        return Ok(());
+    }
+    let Some(layout) = header.disk.clone() else {
+        let what = format!("{}: the backup is of a pool of LVM", path.display());
+        return Err(Error::new(ErrorKind::Mismatch, what));
+    };
+    drop(disk);
+    let taken = Taken { disk: Disk::open(path)?, header: header.clone(), layout };
+    let mapper = open_mapper()?;
+    let records = taken.start(&mapper, Part::Records)?;
+    header.write(&taken.records(records).open()?)
+}
+
 /// Finds the pool on a disk, and starts it where this process may.
 pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
     if role == Role::Observer {
@@ -199,14 +217,26 @@ pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, role: Role
             mapper.info(&name).doing(|| format!("look for device {name}"))?.ok_or_else(stopped)
         };
         let below = look(Part::Pool).map(|info| (info.name, info.number)).map_err(|error| error.to_string());
-        return Ok(Found { records: taken.records(look(Part::Records)?), below, foreign: Vec::new() });
+        return Ok(Found {
+            records: taken.records(look(Part::Records)?),
+            below,
+            foreign: Vec::new(),
+            beside: Vec::new(),
+            parts: Vec::new(),
+        });
     }
     let _alone = Taken::lock(path)?;
     let taken = Taken::open(path)?;
     let records = taken.start(mapper, Part::Records)?;
     let below = taken.start_pool(mapper, commands).map(|info| (info.name, info.number));
     let below = below.map_err(|error| error.to_string());
-    Ok(Found { records: taken.records(records), below, foreign: Vec::new() })
+    Ok(Found {
+        records: taken.records(records),
+        below,
+        foreign: Vec::new(),
+        beside: Vec::new(),
+        parts: Vec::new(),
+    })
 }
 
 /// Makes a pool of a blank disk. One that is not blank is destroyed only where `destroy` names it: by its serial number, or

@@ -1,7 +1,11 @@
 //! Devices of thin volumes: made when a volume is staged, gone when nobody uses them. Each carries a uuid of ours, which
 //! says of which pool and object it is and what it was made for, so that nothing has to be remembered.
 
-use std::{fs::File, time::Duration};
+use std::{
+    fs::File,
+    io,
+    time::{Duration, Instant},
+};
 
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -9,6 +13,7 @@ use uuid::Uuid;
 use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
+    filesystem::BLOCK,
     id::PoolId,
     pool::{Attach, Attached, Detached, Held},
     sys::{
@@ -24,6 +29,16 @@ const WORK: &str = "work";
 
 /// What the names of notes begin with.
 const NOTE: &str = "lagan-pause-";
+/// How long LVM may let the pool stand still.
+const POOL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the names of devices of ours begin with.
+const NAMED: &str = "lagan-";
+
+/// Whether a device is of ours, whatever the pool.
+pub(super) fn is_ours(mapper: &Mapper, name: &str) -> io::Result<bool> {
+    Ok(name.starts_with(NAMED) && mapper.info(name)?.is_some_and(|info| info.uuid.starts_with(OURS)))
+}
 
 /// The device that keeps the pool from being removed.
 pub(super) fn keeper_of(pool: PoolId) -> String {
@@ -133,7 +148,7 @@ impl Devices {
             (format!("lagan-look-{}-{thin}", self.pool), || format!("look for thin device {thin}"));
         self.mapper.remove(&name).doing(what)?;
         self.mapper.create(&name, &format!("{OURS}{}-look-{thin}", self.pool)).doing(what)?;
-        let loaded = self.mapper.load(&name, &self.table(thin, Bytes::mib(1))?, true);
+        let loaded = load(&self.mapper, &name, &self.table(thin, Bytes::mib(1))?, true);
         self.mapper.remove(&name).doing(what)?;
         match loaded {
             Ok(()) => Ok(true),
@@ -142,11 +157,16 @@ impl Devices {
         }
     }
 
-    /// Keeps the pool busy with a device that nobody uses.
-    pub(super) fn keep(&self, thin: u32) -> Result<()> {
+    /// Keeps the pool busy, and what belongs to it, with a device that nobody uses: LVM removes none of them.
+    pub(super) fn keep(&self, thin: u32, beside: &[DeviceNumber]) -> Result<()> {
         let name = keeper_of(self.pool);
         if self.mapper.info(&name).doing(|| "look for the keeper")?.is_none_or(|keeper| !keeper.active) {
-            let table = self.table(thin, Bytes::mib(1))?;
+            let mut table = self.table(thin, Bytes::mib(1))?;
+            for number in beside {
+                let start = table.iter().map(|line| line.length).sum();
+                let (target, text) = ("linear".into(), format!("{number} 0"));
+                table.push(Line { start, length: BLOCK.get() / SECTOR, target, text });
+            }
             start(&self.mapper, &name, &format!("{OURS}{}-keeper", self.pool), &table, true)?;
         }
         Ok(())
@@ -251,7 +271,7 @@ impl Devices {
                 continue;
             }
             let what = || format!("resize device {}", info.name);
-            self.mapper.load(&info.name, &self.table(thin, size)?, info.read_only).doing(what)?;
+            load(&self.mapper, &info.name, &self.table(thin, size)?, info.read_only).doing(what)?;
             self.mapper.exchange(&info.name).doing(what)?;
         }
         Ok(())
@@ -354,6 +374,38 @@ impl Devices {
     }
 }
 
+/// Gives a device a table. While LVM extends the pool it stands still for a moment, and takes no device.
+fn load(mapper: &Mapper, name: &str, table: &[Line], read_only: bool) -> io::Result<()> {
+    let begun = Instant::now();
+    let mut asked_again = false;
+    loop {
+        match mapper.load(name, table, read_only) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+                let still = stands_on_a_stopped(mapper, table)?;
+                // It may have gone on since.
+                if begun.elapsed() > POOL_PATIENCE || !still && asked_again {
+                    return Err(error);
+                }
+                asked_again = !still;
+            }
+            other => return other,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether a device that a table names stands still.
+fn stands_on_a_stopped(mapper: &Mapper, table: &[Line]) -> io::Result<bool> {
+    for (name, number) in mapper.list()? {
+        let number = number.to_string();
+        let named = table.iter().any(|line| line.text.split(' ').any(|word| word == number));
+        if named && mapper.info(&name)?.is_some_and(|info| info.suspended) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Makes and starts a device.
 pub(super) fn start(
     mapper: &Mapper,
@@ -368,8 +420,7 @@ pub(super) fn start(
         mapper.remove(name).doing(what)?;
     }
     mapper.create(name, uuid).doing(what)?;
-    let started = mapper
-        .load(name, table, read_only)
+    let started = load(mapper, name, table, read_only)
         .and_then(|()| mapper.resume(name))
         .and_then(|()| mapper.info(name))
         .doing(what);

@@ -41,9 +41,9 @@ impl Header {
         Self { lagan_pool: VERSION, id, machine: machine.to_owned(), created, number: 0, disk }
     }
 
-    /// That of a pool in a volume group that has lost it.
-    pub(super) fn of(id: PoolId, machine: &str) -> Self {
-        Self { id, ..Self::new(machine, None) }
+    /// One that a pool had before.
+    pub(super) fn of(id: PoolId, machine: &str, disk: Option<Layout>) -> Self {
+        Self { id, ..Self::new(machine, disk) }
     }
 
     /// The same of another machine.

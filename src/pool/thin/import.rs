@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     bytes::Bytes,
-    error::{Chain, Doing, Error, ErrorKind, Result},
+    error::{Doing, Error, ErrorKind, Result},
     filesystem::BLOCK,
     pool::{
         Progress, identity,
@@ -29,24 +29,21 @@ use crate::{
 const STRETCH: Bytes = Bytes::mib(64);
 
 impl Inner {
-    /// Thin devices with numbers of ours that no record knows. Only asked for by whoever looks for such things.
-    pub(super) fn strangers(&self) -> Vec<String> {
-        let records = || Ok(self.slots.all()?.0);
-        match self
-            .devices
-            .below()
-            .and_then(|(pool, _)| report::strangers(&self.devices.mapper, pool, records))
-        {
-            Ok(found) => found.iter().map(|device| format!("thin device {}", device.number)).collect(),
-            Err(error) => vec![format!("a thin device that could not be looked for ({})", Chain(&error))],
-        }
-    }
-
     pub(super) fn importable(&self, from: &Import) -> Result<Bytes> {
         match from {
             Import::Device(_) => Ok(import::open(from)?.length()),
             Import::Lv(name) => Ok(self.thin_volume(name)?.1),
             Import::Thin(thin) => self.length_of_unknown(*thin),
+        }
+    }
+
+    fn thin_volume(&self, name: &str) -> Result<(u32, Bytes)> {
+        match &self.settings.place {
+            Place::Lvm(group) => report::thin_volume(group, &self.commands, name),
+            Place::Disk(_) => {
+                let what = format!("import {name}: no volume of LVM is in this pool: import it as a device");
+                Err(Error::new(ErrorKind::Invalid, what))
+            }
         }
     }
 
@@ -68,14 +65,6 @@ impl Inner {
             Ok(volume)
         });
         taken.map_err(|error| self.unmake(thin, &object, error).within(format!("import {from}")))
-    }
-
-    /// A thin volume of LVM in the same thin pool: its number there and its length.
-    fn thin_volume(&self, name: &str) -> Result<(u32, Bytes)> {
-        match &self.settings.place {
-            Place::Lvm(group) => report::thin_volume(group, &self.commands, name),
-            Place::Disk(_) => Err(import::cannot(&Import::Lv(name.to_owned()))),
-        }
     }
 
     /// Copies what has to be copied, and finds out what came in. It gets an identity of its own, since what it was made
@@ -127,7 +116,8 @@ impl Inner {
 
     /// Refuses to fill the pool: that would fail the writes of every other volume too.
     fn expect_room(&self, amount: Bytes) -> Result<()> {
-        let data = self.check()?.data;
+        let status = self.check()?;
+        let data = status.data;
         let free = data.total.minus(data.used).minus(data.total.percent(self.settings.reserve_percent));
         if amount <= free {
             return Ok(());

@@ -10,6 +10,7 @@ use super::{
     header::Header,
     place::{Device, Found, open_mapper},
     slots::Slots,
+    tenants,
 };
 use crate::{
     bytes::Bytes,
@@ -49,7 +50,7 @@ impl fmt::Display for VolumeGroup {
 
 /// A line of `lvs`.
 #[derive(Clone, Debug, Deserialize)]
-struct Line {
+pub(super) struct Line {
     vg_uuid: String,
     lv_uuid: String,
     lv_name: String,
@@ -74,7 +75,7 @@ struct Lines {
 
 impl Line {
     /// What device-mapper calls it.
-    fn uuid(&self, layer: &str) -> String {
+    pub(super) fn uuid(&self, layer: &str) -> String {
         let plain = |uuid: &str| uuid.replace('-', "");
         format!("LVM-{}{}{layer}", plain(&self.vg_uuid), plain(&self.lv_uuid))
     }
@@ -90,7 +91,8 @@ fn anchor_of(place: &VolumeGroup) -> String {
 
 pub(super) fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str]) -> Result<String> {
     let (command, rest) = arguments.split_first().unwrap_or((&"version", &[]));
-    let arguments = [&[*command, "--config", CONFIG], rest].concat();
+    let config = CONFIG.to_owned() + &hide_tenants(commands)?;
+    let arguments = [&[*command, "--config", &config], rest].concat();
     let patience = if after == AfterDeadline::Kill { PATIENCE } else { LONG_PATIENCE };
     let finished = commands.run(Tool::Lvm, &arguments, patience, after)?;
     if finished.status.success() {
@@ -98,6 +100,17 @@ pub(super) fn run(commands: &Commands, after: AfterDeadline, arguments: &[&str])
     }
     let what = format!("lvm {command}: {}", finished.output.trim());
     Err(Error::new(ErrorKind::Unavailable, what))
+}
+
+/// The setting that keeps LVM from reading what tenants have written.
+fn hide_tenants(commands: &Commands) -> Result<String> {
+    let devices = tenants::devices()?;
+    if devices.is_empty() {
+        return Ok(String::new());
+    }
+    let asked = ["lvmconfig", tenants::SETTING];
+    let own = commands.run(Tool::Lvm, &asked, PATIENCE, AfterDeadline::Kill)?;
+    Ok(tenants::hiding(&devices, if own.status.success() { &own.output } else { "" }))
 }
 
 /// Every logical volume of the group, hidden ones too.
@@ -114,6 +127,20 @@ fn report(place: &VolumeGroup, commands: &Commands) -> Result<Vec<Line>> {
         .unwrap_or_else(|| Ok(Report { report: Vec::new() }))
         .map_err(|error| Error::new(ErrorKind::Unavailable, "read the report of lvs").because(error))?;
     Ok(parsed.report.into_iter().flat_map(|lines| lines.lv).collect())
+}
+
+/// Whether a logical volume is the pool, a part of it, or one of ours beside it.
+fn belongs(place: &VolumeGroup, line: &Line) -> bool {
+    let (name, pool) = (line.lv_name.trim_matches(['[', ']']), &place.thin_pool);
+    let part_of = |whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.starts_with('_'));
+    let parts = [format!("{pool}_tdata"), format!("{pool}_tmeta"), records_of(place), anchor_of(place)];
+    name == pool || parts.iter().any(|part| name == part || part_of(part))
+}
+
+/// Has LVM load what it has agreed upon into the devices of the pool.
+pub(super) fn refresh(place: &VolumeGroup, commands: &Commands) -> Result<()> {
+    let pool = place.to_string();
+    run(commands, AfterDeadline::LeaveRunning, &["lvchange", "--refresh", "--", &pool]).map(drop)
 }
 
 fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
@@ -168,10 +195,16 @@ pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, ro
             "{place} does not run{why}; lvchange -ay {place} starts it, lvconvert --repair {place} repairs its metadata"
         )
     };
+    let anchor = match line_of(&lines, &anchor) {
+        Some(anchor) => look(anchor, &[""])?.map(|info| info.number),
+        None => None,
+    };
     let tenants = lines.iter().filter(|line| line.pool_lv == place.thin_pool);
     let foreign = tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect();
     Ok(Found {
         foreign,
+        beside: [Some(records.number), anchor].into_iter().flatten().collect(),
+        parts: lines.iter().filter(|line| belongs(place, line)).cloned().collect(),
         below: below.map(|info| (info.name, info.number)).ok_or_else(stopped),
         records: Device {
             name: records.name,

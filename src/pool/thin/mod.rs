@@ -1,9 +1,10 @@
 //! Thin pools: a volume is a thin device inside a device-mapper thin pool, made by one kernel message. LVM makes, grows,
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
-//! snapshots come and go, `groups` snapshots at one instant, `templates` new filesystems, `pause` volumes in use, `import`
-//! what comes from elsewhere, `lvm` where a pool is found and how one is prepared, `metadata` which thin devices there are,
-//! `report` what a person may want to know, `restore` records as text and back.
+//! snapshots come and go, `groups` snapshots at one instant, `templates` new filesystems, `pause` volumes in use, `place`
+//! where a pool is (`lvm`, or `block` with its `layout`), `tenants` what LVM is not to read, `mend` what a killed LVM
+//! leaves, `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to
+//! know, `care` what keeps it from running full, `restore` records as text, `state` what there is and how it is.
 
 use std::{
     collections::HashSet,
@@ -15,8 +16,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Severity, Sharing, Trouble,
-    Turn,
+    Attach, Attached, Capacity, Detached, Held, Listing, Pool, Progress, Role, Sharing, Trouble, Turn,
     fill::Fill,
     import::Import,
     record::{Group, Snapshot, Volume},
@@ -26,7 +26,6 @@ use crate::{
     blocking::blocking,
     bytes::Bytes,
     error::{Error, ErrorKind, Result},
-    filesystem::BLOCK,
     id::{GroupId, PoolId, SnapshotId, VolumeId},
     sys::{cmd::Commands, device::DeviceNumber, file::ByteLock, minder::Minder, superblock::Contents},
 };
@@ -41,6 +40,7 @@ mod header;
 mod import;
 mod layout;
 mod lvm;
+mod mend;
 mod metadata;
 mod objects;
 mod pause;
@@ -48,7 +48,9 @@ mod place;
 pub mod report;
 mod restore;
 mod slots;
+mod state;
 mod templates;
+mod tenants;
 
 pub use block::{extend as extend_disk, init as init_disk, repair};
 pub use care::Extend;
@@ -138,10 +140,15 @@ impl ThinPool {
             ));
         }
         let locks = found.records.lock(role)?;
+        if let (Place::Lvm(group), true) = (&settings.place, role.changes()) {
+            for done in mend::mend(group, &found.parts, &mapper, &commands)? {
+                tracing::warn!(done, "left by a command of LVM that was killed");
+            }
+        }
         let devices = Devices::new(mapper, header.id, found.below);
         let slots = Slots::open(found.records.open()?, role.changes())?;
         if role != Role::Observer && devices.below().is_ok() {
-            devices.keep(below::FIRST)?;
+            devices.keep(below::FIRST, &found.beside)?;
         }
         let thins = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
         let (templates, template_thins) = templates::known(&slots, &commands, settings.templates)?;
@@ -223,81 +230,6 @@ impl Inner {
         self.admit(volume.size.minus(before.size))?;
         self.slots.put(entry.thin, Stage::Ready, Object::Volume(volume.clone()))?;
         self.devices.resize(volume.id.uuid, entry.thin, volume.size)
-    }
-
-    fn list(&self) -> Result<Listing> {
-        let (entries, damaged) = self.slots.all()?;
-        let mut listing = Listing { damaged, ..Listing::default() };
-        let hidden = groups::unfinished(&entries);
-        for entry in entries.into_iter().filter(|entry| entry.stage == Stage::Ready) {
-            match entry.object {
-                Object::Volume(volume) => listing.volumes.push(volume),
-                Object::Snapshot(snapshot) => listing.snapshots.push(snapshot),
-                Object::Template(_) => {}
-                Object::Group(group) => listing.groups.push(group),
-            }
-        }
-        listing.snapshots.retain(|snapshot| snapshot.group.is_none_or(|group| !hidden.contains(&group)));
-        if self.role == Role::Observer {
-            listing.strangers = self.strangers();
-        }
-        Ok(listing)
-    }
-
-    /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
-    fn recover(&self) -> Result<Vec<String>> {
-        let mut done = self.devices.sweep()?;
-        if let Err(error) = self.devices.below() {
-            done.push(format!("left as it is, since the thin pool does not run: {error}"));
-            return Ok(done);
-        }
-        if metadata::release_left(&self.devices.mapper, self.devices.below()?.0)? {
-            done.push("let go of metadata that a reader had left held".to_owned());
-        }
-        done.extend(self.recover_groups()?);
-        let (entries, _) = self.slots.all()?;
-        for entry in entries.into_iter().filter(|entry| entry.stage != Stage::Ready) {
-            let uuid = entry.object.uuid();
-            if self.devices.detach(uuid, None)? == Detached::StillUsed {
-                done.push(format!("left {} alone: its device is in use", uuid.simple()));
-                continue;
-            }
-            let verb =
-                if entry.stage == Stage::Making { "undid the making" } else { "finished the removing" };
-            self.delete(entry)?;
-            done.push(format!("{verb} of {}", uuid.simple()));
-        }
-        Ok(done)
-    }
-
-    fn capacity(&self) -> Result<Capacity> {
-        let Status { data, .. } = self.status()?;
-        Ok(Capacity {
-            total: data.total,
-            free: data.total.minus(data.used),
-            foreign: Bytes::ZERO,
-            reserve: data.total.percent(self.settings.reserve_percent),
-            overcommit_percent: self.settings.overcommit_percent,
-            maximum: Bytes::MAX.round_down(BLOCK),
-        })
-    }
-
-    fn examine(&self) -> Result<Vec<Trouble>> {
-        let mut found = Vec::new();
-        let mut trouble =
-            |severity, reason, message: String| found.push(Trouble { severity, reason, message });
-        if let Err(error) = self.devices.below() {
-            trouble(Severity::Inaccessible, "PoolNeedsRepair", error.to_string());
-            return Ok(found);
-        }
-        let status = self.status()?;
-        if let Err(error) = status.check() {
-            let severity =
-                if status.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
-            trouble(severity, "PoolNeedsRepair", error.to_string());
-        }
-        found.extend(status.fills().iter().filter_map(Fill::trouble));
-        Ok(found)
     }
 }
 

@@ -18,7 +18,6 @@ use crate::{
         format, identity,
         record::{Content, Snapshot, Source, Volume},
     },
-    sys::superblock::{self, Contents},
 };
 
 /// How long the making of a filesystem may take.
@@ -197,21 +196,5 @@ impl Inner {
         let Some(entry) = self.slots.find(id.uuid)? else { return Ok(()) };
         self.check()?;
         self.delete(entry)
-    }
-
-    /// What a volume really holds.
-    pub(super) fn probe(&self, id: VolumeId) -> Result<Contents> {
-        let (entry, volume) = self.ready_volume(id)?;
-        let what = || format!("read the first blocks of {id}");
-        let held = match self.devices.attached(id.uuid)?.first() {
-            Some((info, _)) => Some(self.devices.hold(id.uuid, info.number)?),
-            None => None,
-        };
-        if let Some(held) = held {
-            let file = std::fs::File::open(&held.attached.device.path).doing(what)?;
-            return superblock::probe(&file, held.attached.device.size).doing(what);
-        }
-        let work = self.devices.work_on(id.uuid, entry.thin, volume.size)?;
-        superblock::probe(work.file()?, volume.size).doing(what)
     }
 }

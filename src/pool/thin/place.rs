@@ -16,7 +16,7 @@ use crate::{
     sys::{
         cmd::Commands,
         device::DeviceNumber,
-        dm::{self, Info, Mapper},
+        dm::{self, Mapper},
         file::ByteLock,
     },
 };
@@ -58,13 +58,19 @@ pub(super) struct Found {
     pub(super) below: std::result::Result<(String, DeviceNumber), String>,
     /// Lengths of the thin volumes of LVM in the pool.
     pub(super) foreign: Vec<Bytes>,
+    /// What of LVM goes with the pool: the device of records, and the anchor where it is active.
+    pub(super) beside: Vec<DeviceNumber>,
+    /// Every logical volume that it is made of.
+    pub(super) parts: Vec<lvm::Line>,
 }
 
 impl Found {
-    /// Name of the thin pool.
-    pub(super) fn pool(&self) -> Result<&str> {
-        let below = self.below.as_ref().map_err(|why| Error::new(ErrorKind::Unavailable, why));
-        below.map(|(name, _)| name.as_str())
+    /// The name of the thin pool.
+    pub(super) fn below(&self) -> Result<&str> {
+        match &self.below {
+            Ok((name, _)) => Ok(name),
+            Err(why) => Err(Error::new(ErrorKind::Unavailable, why)),
+        }
     }
 
     /// The pool's header.
@@ -81,18 +87,15 @@ impl Found {
 
 impl Device {
     pub(super) fn open(&self) -> Result<File> {
-        let info = Info {
-            number: self.number,
-            name: self.name.clone(),
-            uuid: String::new(),
-            open_count: 0,
-            suspended: false,
-            read_only: false,
-            active: true,
-            pending: false,
-            transient: false,
-        };
-        dm::open(&info).doing(|| format!("open {}", self.what))
+        let what = || format!("open {}", self.what);
+        let info = open_mapper()?.info(&self.name).doing(what)?.filter(|info| info.number == self.number);
+        let info =
+            info.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("{}: it is gone", what())))?;
+        if info.suspended {
+            let what = format!("{}: it stands still: dmsetup resume {}", what(), self.name);
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        }
+        dm::open(&info).doing(what)
     }
 
     /// Takes the locks of a role. `Busy` where another process serves the pool.

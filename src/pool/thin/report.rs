@@ -145,7 +145,7 @@ pub fn report(place: &Place, commands: &Commands) -> Report {
         kernel(mapper, found, entries)
     });
     let strangers = below.as_ref().map_err(Clone::clone).and_then(|(mapper, found)| {
-        strangers(mapper, found.pool()?, || Ok(Slots::open(found.records.open()?, false)?.all()?.0))
+        strangers(mapper, found.below()?, || Ok(Slots::open(found.records.open()?, false)?.all()?.0))
     });
     Report {
         thin_target: Path::new("/sys/module/dm_thin_pool").exists(),
@@ -189,7 +189,7 @@ pub(super) fn strangers(
 }
 
 fn kernel(mapper: &Mapper, found: &Found, entries: &[Entry]) -> Result<KernelFacts> {
-    let pool = found.pool()?;
+    let pool = found.below()?;
     let status = Status::read(mapper, pool)?;
     let what = || format!("ask thin pool {pool} for its count of changes");
     let line = mapper.status(pool).doing(what)?;

@@ -9,11 +9,12 @@ use uuid::Uuid;
 use super::{
     Place, below,
     below::FIRST,
+    block,
     devices::Devices,
     groups,
     header::Header,
     lvm, metadata,
-    place::{self, Found, open_mapper},
+    place::{Found, find, open_mapper},
     slots::{self, Entry, Object, Slots, Stage},
 };
 use crate::{
@@ -34,13 +35,16 @@ use crate::{
 /// `Unavailable` where the pool or its records are not there.
 pub fn backup(place: &Place, commands: &Commands) -> Result<Backup> {
     let mapper = open_mapper()?;
-    let found = place::find(place, &mapper, commands, Role::Observer)?;
+    let found = find(place, &mapper, commands, Role::Observer)?;
     let header = found.header()?;
     let (entries, damaged) = Slots::open(found.records.open()?, false)?.all()?;
     let mut backup = Backup::new(header.id, &header.machine);
+    let disk = header.disk.map(serde_json::to_value).transpose();
+    backup.header.disk =
+        disk.map_err(|error| Error::new(ErrorKind::Broken, "write the layout as text").because(error))?;
     backup.missing = damaged;
     // Without them a restore still works; it then cannot tell a device from another that got its number later.
-    let times = match found.pool().and_then(|pool| metadata::devices(&mapper, pool)) {
+    let times = match found.below().and_then(|below| metadata::devices(&mapper, below)) {
         Ok(devices) => devices.into_iter().map(|device| (device.number, device.time)).collect(),
         Err(error) => {
             tracing::warn!(%error, "the backup does not say when the thin devices were made");
@@ -49,6 +53,7 @@ pub fn backup(place: &Place, commands: &Commands) -> Result<Backup> {
     };
     let hidden = groups::unfinished(&entries);
     for entry in entries.iter().filter(|entry| entry.stage == Stage::Ready) {
+        // Cut for a set that is not whole: the start of a controller takes it back.
         if let Object::Snapshot(snapshot) = &entry.object
             && snapshot.group.is_some_and(|group| hidden.contains(&group))
         {
@@ -81,14 +86,14 @@ fn object_of(line: &Line) -> Result<Object> {
 /// `Busy` where it is served; `Mismatch` where another pool, or another record, is there, and no record was changed.
 pub fn restore(place: &Place, backup: &Backup, replace: bool, commands: &Commands) -> Result<Restored> {
     let mapper = open_mapper()?;
+    let header = header_of(backup)?;
     let made = match place {
         Place::Lvm(group) => lvm::ensure_records(group, commands)?,
-        Place::Disk(_) => false,
+        Place::Disk(path) => block::ensure_header(path, &header).map(|()| false)?,
     };
-    let found = place::find(place, &mapper, commands, Role::Both)?;
+    let found = find(place, &mapper, commands, Role::Both)?;
     let _locks = found.records.lock(Role::Both)?;
     let device = found.records.open()?;
-    let header = Header::of(backup.header.pool, &backup.header.machine);
     if made {
         // What lies there are the records of a device that was there before.
         Slots::format(&device, &header)?;
@@ -105,6 +110,12 @@ pub fn restore(place: &Place, backup: &Backup, replace: bool, commands: &Command
         refuse_different(&plan.different)?;
     }
     carry_out(plan, &found, &devices, known.is_none().then_some(header))
+}
+
+fn header_of(backup: &Backup) -> Result<Header> {
+    let disk = backup.header.disk.clone().map(serde_json::from_value).transpose();
+    let unreadable = |error| Error::new(ErrorKind::Invalid, "the layout in the backup").because(error);
+    Ok(Header::of(backup.header.pool, &backup.header.machine, disk.map_err(unreadable)?))
 }
 
 /// Writes what is missing, each step of it safe to be done again.
@@ -143,9 +154,7 @@ impl Plan {
             entries.iter().map(|entry| (entry.object.uuid(), entry)).collect();
         let owners: HashMap<u32, Uuid> =
             entries.iter().map(|entry| (entry.thin, entry.object.uuid())).collect();
-        let times: Option<HashMap<u32, u32>> = devices
-            .below()
-            .and_then(|(pool, _)| metadata::devices(&devices.mapper, pool))
+        let times: Option<HashMap<u32, u32>> = metadata::devices(&devices.mapper, devices.below()?.0)
             .map(|all| all.into_iter().map(|device| (device.number, device.time)).collect())
             .ok();
         let mut plan = Self { done: Restored::default(), different: Vec::new(), missing: Vec::new() };
