@@ -44,8 +44,13 @@ impl Entry {
     }
 }
 
-fn file_name(uuid: Uuid) -> String {
+pub(super) fn file_name(uuid: Uuid) -> String {
     format!("{}{SUFFIX}", uuid.simple())
+}
+
+/// A group that is complete, as it is stored.
+pub(super) fn stored(group: Group) -> Result<Vec<u8>> {
+    Entry { stage: Stage::Ready, group }.encode()
 }
 
 /// Whether a file is that of a group, by its name.

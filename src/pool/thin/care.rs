@@ -43,7 +43,7 @@ impl Extend {
 }
 
 /// Metadata that devices of these lengths take once every block of each is its own, in a pool of so much data.
-fn worst(lengths: impl Iterator<Item = Bytes>, data: Bytes, chunk: Bytes) -> Bytes {
+pub(super) fn worst(lengths: impl Iterator<Item = Bytes>, data: Bytes, chunk: Bytes) -> Bytes {
     let chunks = |length: Bytes| length.get().div_ceil(chunk.get().max(1));
     let devices: u64 = lengths.map(|length| chunks(length).div_ceil(MAPPINGS) + 1).sum();
     Bytes::new((devices + chunks(data).div_ceil(COVERED) + 64) * METADATA_BLOCK)

@@ -335,7 +335,12 @@ impl Devices {
     /// that one does.
     pub(super) fn note_pause(&self, number: DeviceNumber) -> Result<()> {
         let (name, uuid) = (format!("{NOTE}{number}"), format!("{OURS}{}-pause-{number}", self.pool));
-        self.mapper.create(&name, &uuid).map(drop).doing(|| format!("note the pause of device {number}"))
+        let what = || format!("note the pause of device {number}");
+        // One that is left says the same.
+        if self.mapper.info(&name).doing(what)?.is_none() {
+            self.mapper.create(&name, &uuid).doing(what)?;
+        }
+        Ok(())
     }
 
     /// Takes the note away once the device goes on.

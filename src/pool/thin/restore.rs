@@ -11,6 +11,7 @@ use super::{
     below::FIRST,
     block,
     devices::Devices,
+    groups,
     header::Header,
     lvm, metadata,
     place::{Found, find},
@@ -50,7 +51,14 @@ pub fn backup(place: &Place, commands: &Commands) -> Result<Backup> {
             HashMap::new()
         }
     };
+    let hidden = groups::unfinished(&entries);
     for entry in entries.iter().filter(|entry| entry.stage == Stage::Ready) {
+        // Cut for a set that is not whole: the start of a controller takes it back.
+        if let Object::Snapshot(snapshot) = &entry.object
+            && snapshot.group.is_some_and(|group| hidden.contains(&group))
+        {
+            continue;
+        }
         let line = line_of(entry)?;
         backup.lines.push(Line { time: times.get(&entry.thin).copied(), ..line });
     }
