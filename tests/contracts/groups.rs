@@ -37,6 +37,10 @@ async fn restored(rig: &Rig, cut: &Snapshot) -> Vec<u8> {
     let copy = Volume { source: Some(Source::Snapshot(cut.id)), ..rig.volume("r", cut.content) };
     rig.pool.create_volume(&copy, &progress()).await.unwrap();
     let content = rig.read(copy.id, 5);
+    // The device that it was read through goes in its own time.
+    while !rig.pool.attached(copy.id).await.unwrap().is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     rig.pool.delete_volume(copy.id).await.unwrap();
     content
 }
@@ -54,7 +58,7 @@ async fn a_group_is_there_as_a_whole_for_ever() {
         rig.write(a.id, b"later");
         rig.write(b.id, b"later");
         rig.reopen();
-        assert!(rig.pool.recover().await.unwrap().is_empty(), "{kind}");
+        assert_eq!(rig.pool.recover().await.unwrap(), [""; 0], "{kind}");
         let mut listing = rig.pool.list().await.unwrap();
         cut.sort_by_key(|cut| cut.id);
         listing.snapshots.sort_by_key(|snapshot| snapshot.id);
@@ -72,7 +76,7 @@ async fn a_group_is_there_as_a_whole_for_ever() {
             assert_eq!(rig.pool.find_snapshot(cut[0].id).await.unwrap(), None, "{kind}");
         }
         rig.reopen();
-        assert!(rig.pool.recover().await.unwrap().is_empty(), "{kind}");
+        assert_eq!(rig.pool.recover().await.unwrap(), [""; 0], "{kind}");
         let listing = rig.pool.list().await.unwrap();
         assert!(listing.groups.is_empty() && listing.snapshots.is_empty(), "{kind}");
         assert_eq!(listing.volumes.len(), 2, "{kind}");
@@ -91,7 +95,7 @@ async fn where_one_cannot_be_cut_none_is() {
         for reopened in [false, true] {
             if reopened {
                 rig.reopen();
-                assert!(rig.pool.recover().await.unwrap().is_empty(), "{kind}");
+                assert_eq!(rig.pool.recover().await.unwrap(), [""; 0], "{kind}");
             }
             let listing = rig.pool.list().await.unwrap();
             assert!(listing.snapshots.is_empty() && listing.groups.is_empty(), "{kind}");

@@ -246,7 +246,7 @@ impl Inner {
 fn cannot_freeze(volume: VolumeId) -> Error {
     let what = format!(
         "raw volume {volume} is in use, and a file pool cannot cut it at the same instant as others: unpublish and unstage \
-         it first, or use a pool of kind lvm"
+         it first, or use a pool of kind lvm or block"
     );
     Error::new(ErrorKind::InUse, what)
 }
