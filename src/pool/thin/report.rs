@@ -9,7 +9,7 @@ use super::{
     Mode, Place, Status, VolumeGroup,
     below::FIRST,
     care, lvm, metadata,
-    place::{self, Found, open_mapper},
+    place::{self, Found},
     slots::{Entry, Object, Slots},
 };
 use crate::{
@@ -124,13 +124,13 @@ fn fact<T>(result: Result<T>) -> Fact<T> {
 pub fn report(place: &Place, commands: &Commands) -> Report {
     let mut complaints = Vec::new();
     let (groups, lvm) = match place {
-        Place::Disk(_) => (None, None),
+        Place::Disk(_) | Place::Model(_) => (None, None),
         Place::Lvm(group) => {
             let groups = fact(groups(group, commands, &mut complaints));
             (Some(groups), Some(fact(lvm_facts(group, commands, &mut complaints))))
         }
     };
-    let mapper = open_mapper();
+    let mapper = place.mapper();
     let below = mapper.as_ref().map_err(Clone::clone).and_then(|mapper| {
         let found = place::find(place, mapper, commands, Role::Observer)?;
         Ok((mapper, found))
