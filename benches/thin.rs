@@ -201,8 +201,8 @@ fn main() {
     let commands = Arc::new(Commands::find());
     group::ensure(4096);
     let group = thin::VolumeGroup { vg: VG.into(), thin_pool: POOL.into() };
-    thin::init_group(&group, "bench", &commands).unwrap();
     let place = thin::Place::Lvm(group);
+    thin::init(&place, "bench", None, &commands).unwrap();
     let settings = thin::Settings {
         place,
         machine: "bench".into(),

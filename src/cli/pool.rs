@@ -179,8 +179,7 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
 fn init(config: &Config, place: &Place, image: Option<Bytes>, destroy: Option<&str>) -> Result<()> {
     let (machine, commands) = (&config.machine_id, Commands::find());
     let id = match thin_place(place) {
-        Ok(thin::Place::Lvm(group)) => thin::init_group(&group, machine, &commands)?,
-        Ok(thin::Place::Disk(device)) => thin::init_disk(&device, machine, destroy, &commands)?,
+        Ok(place) => thin::init(&place, machine, destroy, &commands)?,
         Err(directory) => file::init(directory, machine, image, &commands)?,
     };
     out::talk(&format!("pool {id} made in {place}"));
@@ -200,9 +199,8 @@ fn init(config: &Config, place: &Place, image: Option<Bytes>, destroy: Option<&s
 fn extend(place: &Place, by: Option<Bytes>, metadata: Option<Bytes>) -> Result<()> {
     let commands = Commands::find();
     match thin_place(place) {
-        Ok(thin::Place::Lvm(group)) => thin::extend_group(&group, by, metadata, &commands)?,
-        Ok(thin::Place::Disk(device)) => {
-            if !thin::extend_disk(&device, &commands)? {
+        Ok(place) => {
+            if !thin::extend(&place, by, metadata, &commands)? {
                 out::talk("the disk is as long as the pool: there is nothing to take in");
                 return Ok(());
             }

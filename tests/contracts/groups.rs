@@ -11,7 +11,7 @@ use lagan::{
     },
 };
 
-use crate::rig::{EXT4, Rig, kinds, progress};
+use crate::rig::{EXT4, MODEL, Rig, kinds, progress};
 
 /// A group of these volumes that is to be made.
 fn group_of(volumes: &[&Volume], name: &str) -> (Group, Vec<Snapshot>) {
@@ -37,6 +37,10 @@ async fn restored(rig: &Rig, cut: &Snapshot) -> Vec<u8> {
     let copy = Volume { source: Some(Source::Snapshot(cut.id)), ..rig.volume("r", cut.content) };
     rig.pool.create_volume(&copy, &progress()).await.unwrap();
     let content = rig.read(copy.id, 5);
+    // The device that it was read through goes in its own time.
+    while !rig.pool.attached(copy.id).await.unwrap().is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     rig.pool.delete_volume(copy.id).await.unwrap();
     content
 }
@@ -54,7 +58,7 @@ async fn a_group_is_there_as_a_whole_for_ever() {
         rig.write(a.id, b"later");
         rig.write(b.id, b"later");
         rig.reopen();
-        assert!(rig.pool.recover().await.unwrap().is_empty(), "{kind}");
+        assert_eq!(rig.pool.recover().await.unwrap(), [""; 0], "{kind}");
         let mut listing = rig.pool.list().await.unwrap();
         cut.sort_by_key(|cut| cut.id);
         listing.snapshots.sort_by_key(|snapshot| snapshot.id);
@@ -72,7 +76,7 @@ async fn a_group_is_there_as_a_whole_for_ever() {
             assert_eq!(rig.pool.find_snapshot(cut[0].id).await.unwrap(), None, "{kind}");
         }
         rig.reopen();
-        assert!(rig.pool.recover().await.unwrap().is_empty(), "{kind}");
+        assert_eq!(rig.pool.recover().await.unwrap(), [""; 0], "{kind}");
         let listing = rig.pool.list().await.unwrap();
         assert!(listing.groups.is_empty() && listing.snapshots.is_empty(), "{kind}");
         assert_eq!(listing.volumes.len(), 2, "{kind}");
@@ -91,7 +95,7 @@ async fn where_one_cannot_be_cut_none_is() {
         for reopened in [false, true] {
             if reopened {
                 rig.reopen();
-                assert!(rig.pool.recover().await.unwrap().is_empty(), "{kind}");
+                assert_eq!(rig.pool.recover().await.unwrap(), [""; 0], "{kind}");
             }
             let listing = rig.pool.list().await.unwrap();
             assert!(listing.snapshots.is_empty() && listing.groups.is_empty(), "{kind}");
@@ -121,7 +125,7 @@ async fn the_largest_group() {
 /// Files cannot be made to stand still below a raw device, and nobody is there to end a pause.
 #[tokio::test]
 async fn a_raw_volume_in_use_is_refused() {
-    for kind in kinds().into_iter().filter(|kind| *kind != "fake") {
+    for kind in kinds().into_iter().filter(|kind| !["fake", MODEL].contains(kind)) {
         let rig = Rig::new(kind);
         let (a, b) = (rig.create("a", Content::Raw).await, rig.create("b", Content::Raw).await);
         let how = Attach { read_only: false, transient: true, label: "block".into() };

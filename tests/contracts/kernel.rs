@@ -11,7 +11,12 @@ use lagan::{
     },
 };
 
-use crate::rig::{EXT4, Rig, kinds};
+use crate::rig::{EXT4, MODEL, Rig, kinds as pools};
+
+/// The devices of a model are files.
+fn kinds() -> impl Iterator<Item = &'static str> {
+    pools().into_iter().filter(|kind| *kind != MODEL)
+}
 
 impl Rig {
     fn at(&self, name: &str) -> Target {

@@ -10,5 +10,6 @@ mod disk;
 mod group;
 mod groups;
 mod kernel;
+mod model;
 mod pool;
 mod rig;

@@ -20,7 +20,7 @@ use lagan::{
         record::{Asked, Content, Timestamp, Volume},
         thin::{self, ThinPool},
     },
-    sys::{cmd::Commands, fake::FakeKernel, kernel::Kernel, mount::Linux},
+    sys::{cmd::Commands, dm::fake::FakeMapper, fake::FakeKernel, kernel::Kernel, mount::Linux},
 };
 
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
 /// Loop devices are one for the whole machine: one test at a time.
 static MACHINE: Mutex<()> = Mutex::new(());
 /// The one thin pool of the virtual machine.
-static GROUP: OnceLock<()> = OnceLock::new();
+static GROUP: OnceLock<PoolId> = OnceLock::new();
 /// The one pool on a disk of its own there.
 static DISK: OnceLock<PoolId> = OnceLock::new();
 
@@ -55,13 +55,16 @@ pub(crate) struct Rig {
     _machine: MutexGuard<'static, ()>,
 }
 
+/// The one whose devices are files.
+pub(crate) const MODEL: &str = "thin on a model";
+
 /// Every kind that this machine can have, one after the other: device-mapper is only in the virtual machine, which has a
 /// disk for it.
 pub(crate) fn kinds() -> Vec<&'static str> {
     if group::disk().is_some() {
         return vec!["thin on lvm", "thin on a disk"];
     }
-    vec!["fake", "file on xfs", "file on ext4", "file on btrfs"]
+    vec!["fake", MODEL, "file on xfs", "file on ext4", "file on btrfs"]
 }
 
 impl Rig {
@@ -120,17 +123,26 @@ impl Rig {
         commands: Arc<Commands>,
         machine: MutexGuard<'static, ()>,
     ) -> Self {
-        let place = thin::VolumeGroup { vg: group::VG.into(), thin_pool: group::POOL.into() };
-        let place = if name == "thin on lvm" {
-            GROUP.get_or_init(|| {
-                group::ensure(2048);
-                thin::init_group(&place, "machine", &commands).unwrap();
-            });
-            thin::Place::Lvm(place)
-        } else {
-            let disk = PathBuf::from(std::env::var("LAGAN_SPARE_DISK").unwrap());
-            DISK.get_or_init(|| thin::init_disk(&disk, "machine", None, &commands).unwrap());
-            thin::Place::Disk(disk)
+        let init = |place: &thin::Place| thin::init(place, "machine", None, &commands).unwrap();
+        let place = match name {
+            "thin on lvm" => {
+                let (vg, thin_pool) = (group::VG.into(), group::POOL.into());
+                let place = thin::Place::Lvm(thin::VolumeGroup { vg, thin_pool });
+                GROUP.get_or_init(|| {
+                    group::ensure(2048);
+                    init(&place)
+                });
+                place
+            }
+            "thin on a disk" => {
+                let place = thin::Place::Disk(std::env::var("LAGAN_SPARE_DISK").unwrap().into());
+                DISK.get_or_init(|| init(&place));
+                place
+            }
+            _ => {
+                let mapper = FakeMapper::new(&root, Bytes::gib(4)).unwrap();
+                thin::Place::Model(thin::Model::new(mapper, "machine").unwrap())
+            }
         };
         let settings = thin::Settings {
             place,

@@ -28,9 +28,10 @@ async fn records_that_are_lost_or_damaged_come_back() {
         write(&Path::new(&shown).join("data"), &content);
         let cut = daemon.snapshot(&id, "cut").await.unwrap().snapshot_id;
         daemon.hide(&ground, &id, "db").await;
+        let set = daemon.group(&[&id, &doomed], "set").await.unwrap().group_snapshot_id;
 
         let save = || ground.lagan(&["pool", "backup", &pool, "--file", &backup]);
-        says(&save(), 0, "3 records of pool");
+        says(&save(), 0, "6 records of pool");
         says(&save(), 1, "File exists");
         assert_eq!(fs::metadata(&backup).unwrap().permissions().mode() & 0o777, 0o600);
         says(&restore(&[]), 1, "is served by another");
@@ -44,9 +45,11 @@ async fn records_that_are_lost_or_damaged_come_back() {
         let snapshot = text(&snapshots.join(format!("{}.raw", cut.rsplit('.').next().unwrap())));
         run("setfattr", &["-x", "trusted.lagan", &text(&ground.file_of(&id))]);
         run("setfattr", &["-n", "trusted.lagan", "-v", "lagan1 00000000 {}", &snapshot]);
+        let group = text(&snapshots.join(format!("{}.group", set.rsplit('.').next().unwrap())));
+        run("setfattr", &["-n", "trusted.lagan", "-v", "lagan1 00000000 {}", &group]);
         fs::remove_file(ground.pool().join("lagan-pool.json")).unwrap();
         says(&ground.lagan(&["doctor", "--check"]), 1, "");
-        says(&restore(&[]), 1, "2 records of pool");
+        says(&restore(&[]), 1, "3 records of pool");
         says(&restore(&[]), 1, "0 records of pool");
 
         let mut daemon = ground.start().await;
@@ -63,7 +66,7 @@ async fn records_that_are_lost_or_damaged_come_back() {
         run("setfattr", &["-n", "trusted.lagan", "-v", "nonsense", &snapshot]);
         let output = ground.lagan(&["pool", "backup", &pool]);
         says(&output, 1, "cannot be read: snapshots/");
-        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 4, "two records, head and end");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 7, "five records, head and end");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Seek,
+    os::unix::fs::MetadataExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -109,7 +110,10 @@ async fn a_copy_keeps_the_node_away() {
     let request = snapshot_of(&id, "s");
     let cut = tokio::spawn(async move { cutter.create_snapshot(request).await });
     // The controller's turn is a shared lock in the pool.
-    let taken = |line: &str| line.contains("OFDLCK") && line.contains("READ");
+    let marker = fs::metadata(ground.pool().join("lagan-pool.json")).unwrap().ino();
+    let taken = |line: &str| {
+        line.contains("OFDLCK") && line.contains("READ") && line.contains(&format!(":{marker} "))
+    };
     let begun = Instant::now();
     while !fs::read_to_string("/proc/locks").unwrap().lines().any(taken) {
         assert!(begun.elapsed() < Duration::from_secs(20), "the copy does not begin");

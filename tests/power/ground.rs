@@ -92,8 +92,9 @@ impl Ground {
 
     fn make_pool(&self, node: &str) {
         if self.kind == "block" {
-            thin::init_disk(Path::new(node), "machine", None, &self.commands).unwrap();
-            thin::stop(&Place::Disk(node.into()), &self.commands).unwrap();
+            let place = Place::Disk(node.into());
+            thin::init(&place, "machine", None, &self.commands).unwrap();
+            thin::stop(&place, &self.commands).unwrap();
             return;
         }
         let force = if self.kind == "ext4" { "-F" } else { "-f" };

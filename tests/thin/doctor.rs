@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     group::{self, POOL, VG, lvm},
-    requests::block,
+    requests::{block, create_with},
     rig::{Ground, Kind, filesystem, random, run, try_run, write},
 };
 
@@ -77,12 +77,14 @@ async fn metadata_too_small_for_its_promises() {
     let options = ["-L", "256m", "-c", "64k", "--poolmetadatasize", "4m", "-n", "tiny", VG];
     lvm(&[&["lvcreate", "-y", "--type", "thin-pool"], &options[..]].concat());
     let ground = Ground::new(Kind::Lvm(VG, "tiny"));
-    let mut daemon = ground.start().await;
-    let raw = block(Mode::SingleNodeWriter);
-    let id = daemon.create("large", 20 << 10, &raw).await.volume_id;
-    expect(&ground, "metadata", "warning", &format!("lvextend --poolmetadatasize +3m {VG}/tiny"));
+    // Of which only LVM knows, and which takes metadata all the same.
+    let tiny = format!("{VG}/tiny");
+    lvm(&["lvcreate", "-y", "-n", "huge", "-V", "20g", "--thinpool", &tiny]);
+    expect(&ground, "metadata", "warning", &format!("lagan pool extend --lvm {tiny} --metadata 10MiB"));
     expect(&ground, "promises", "warning", "writers alone can fill the pool");
-    daemon.delete(&id).await;
+    let (daemon, raw) = (ground.start().await, block(Mode::SingleNodeWriter));
+    let refused = daemon.controller.clone().create_volume(create_with("more", 1 << 20, &raw)).await;
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted, "as the doctor said");
     daemon.kill();
     let pool = tiny_pool();
     for line in dmsetup(&["ls"]).lines().filter(|line| line.starts_with("lagan-keeper-")) {

@@ -13,12 +13,12 @@ use crate::{
     engine::accountant::audit,
     error::{Chain, Result},
     filesystem::Filesystem,
-    pool::thin::{self, report},
+    pool::thin::report,
     proto::ProbeRequest,
     sys::{cmd::Commands, file::Directory, host, mountinfo},
 };
 
-mod lvm;
+mod thin;
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
@@ -93,10 +93,13 @@ async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
         let missing = if config.default_pool { Verdict::Warning } else { Verdict::Failure };
         let subject = format!("pool {}", pool.name);
         examine_pool(&pool.place, &subject, missing, &mut findings);
-        if let Ok(thin::Place::Lvm(group)) = app::thin_place(&pool.place) {
-            let report = report::report(&group, &Commands::find());
-            let place = pool.place.to_string();
-            findings.extend(lvm::judge(&subject, &place, pool.overcommit_percent, &report));
+        if let Ok(place) = app::thin_place(&pool.place) {
+            let terms = thin::Terms {
+                place: &pool.place,
+                overcommit_percent: pool.overcommit_percent,
+                extend_at: pool.extend.map(|(at, _)| at),
+            };
+            findings.extend(thin::judge(&subject, &terms, &report::report(&place, &Commands::find())));
         }
     }
     examine_roots(config, &mut findings);

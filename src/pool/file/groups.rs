@@ -44,8 +44,13 @@ impl Entry {
     }
 }
 
-fn file_name(uuid: Uuid) -> String {
+pub(super) fn file_name(uuid: Uuid) -> String {
     format!("{}{SUFFIX}", uuid.simple())
+}
+
+/// A group that is complete, as it is stored.
+pub(super) fn stored(group: Group) -> Result<Vec<u8>> {
+    Entry { stage: Stage::Ready, group }.encode()
 }
 
 /// Whether a file is that of a group, by its name.
@@ -241,7 +246,7 @@ impl Inner {
 fn cannot_freeze(volume: VolumeId) -> Error {
     let what = format!(
         "raw volume {volume} is in use, and a file pool cannot cut it at the same instant as others: unpublish and unstage \
-         it first, or use a pool of kind lvm"
+         it first, or use a pool of kind lvm or block"
     );
     Error::new(ErrorKind::InUse, what)
 }

@@ -1,12 +1,12 @@
 //! The records of a file pool as text, and back onto the files that have lost theirs.
 
-use std::{fmt::Display, path::Path};
+use std::path::Path;
 
-use serde::{Serialize, de::DeserializeOwned};
-use uuid::Uuid;
+use serde_json::Value;
 
 use super::{
     admin::{open_directory, read_marker},
+    groups,
     image::{self, Mounting},
     marker::{self, Marker},
     store::{ATTRIBUTE, Store, file_name},
@@ -16,7 +16,7 @@ use crate::{
     pool::{
         Role,
         backup::{Backup, Line, Restored, refuse_different},
-        record::{self, BadRecord, RECORD_LIMIT, Snapshot, Volume},
+        record::{self, BadRecord, Group, RECORD_LIMIT, Snapshot, Volume},
     },
     sys::file::{Access, Directory},
 };
@@ -36,6 +36,9 @@ pub fn backup(path: &Path) -> Result<Backup> {
     }
     for snapshot in &listing.snapshots {
         backup.lines.push(Line::of("snapshot", snapshot)?);
+    }
+    for group in &listing.groups {
+        backup.lines.push(Line::of("group", group)?);
     }
     backup.missing = listing.damaged;
     Ok(backup)
@@ -69,11 +72,25 @@ pub fn restore(path: &Path, backup: &Backup, replace: bool) -> Result<Restored> 
         match line.kind.as_str() {
             "volume" => {
                 let volume: Volume = line.read()?;
-                plan.look_at(&store.volumes, volume.id.uuid, line, volume)?;
+                plan.look_at(&store.volumes, file_name(volume.id.uuid), line, record::encode(&volume)?)?;
             }
             "snapshot" => {
                 let snapshot: Snapshot = line.read()?;
-                plan.look_at(&store.snapshots, snapshot.id.uuid, line, snapshot)?;
+                plan.look_at(
+                    &store.snapshots,
+                    file_name(snapshot.id.uuid),
+                    line,
+                    record::encode(&snapshot)?,
+                )?;
+            }
+            "group" => {
+                let group: Group = line.read()?;
+                plan.look_at(
+                    &store.snapshots,
+                    groups::file_name(group.id.uuid),
+                    line,
+                    groups::stored(group)?,
+                )?;
             }
             _ => plan.done.skipped.push(format!("{}: a pool of files has no such record", line.title())),
         }
@@ -81,9 +98,9 @@ pub fn restore(path: &Path, backup: &Backup, replace: bool) -> Result<Restored> 
     if !replace {
         refuse_different(&plan.different)?;
     }
-    for (directory, uuid, stored) in &plan.missing {
-        let directory = if *directory == store.volumes.path() { &store.volumes } else { &store.snapshots };
-        store.put_back(&store.open_file(directory, *uuid, Access::Read)?, stored)?;
+    for (directory, name, stored) in &plan.missing {
+        let file = directory.open_file(name, Access::Read).doing(|| format!("open {name}"))?;
+        store.put_back(&file, stored)?;
         plan.done.written += 1;
     }
     drop(locks);
@@ -108,40 +125,40 @@ fn expect_same(directory: &Directory, backup: &Backup) -> Result<bool> {
 
 /// What is to be done, found out before anything is.
 #[derive(Default)]
-struct Plan {
+struct Plan<'s> {
     done: Restored,
     different: Vec<String>,
-    missing: Vec<(std::path::PathBuf, Uuid, Vec<u8>)>,
+    missing: Vec<(&'s Directory, String, Vec<u8>)>,
 }
 
-impl Plan {
-    fn look_at<T: Serialize + DeserializeOwned + PartialEq>(
+impl<'s> Plan<'s> {
+    fn look_at(
         &mut self,
-        directory: &Directory,
-        uuid: Uuid,
+        directory: &'s Directory,
+        name: String,
         line: &Line,
-        wanted: T,
+        wanted: Vec<u8>,
     ) -> Result<()> {
         let title = line.title();
-        let what = |doing: &dyn Display| format!("{doing} of {title}");
-        if directory.stat(&file_name(uuid)).doing(|| what(&"look at the file"))?.is_none() {
+        let what = |doing: &str| format!("{doing} of {title}");
+        if directory.stat(&name).doing(|| what("look at the file"))?.is_none() {
             self.done.skipped.push(format!("{title}: its file is gone"));
             return Ok(());
         }
-        let stored = directory.attribute(&file_name(uuid), ATTRIBUTE, RECORD_LIMIT);
-        match stored.doing(|| what(&"read the record"))?.map(|stored| record::decode::<T>(&stored)) {
-            Some(Ok(there)) if there == wanted => {
+        let there = directory.attribute(&name, ATTRIBUTE, RECORD_LIMIT).doing(|| what("read the record"))?;
+        match there.map(|there| record::decode::<Value>(&there)) {
+            Some(Ok(there)) if record::decode::<Value>(&wanted).is_ok_and(|wanted| wanted == there) => {
                 self.done.kept += 1;
                 return Ok(());
             }
             // Of a later version, and not ours to judge.
             Some(Err(bad @ BadRecord::Version(_))) => {
-                return Err(Error::new(ErrorKind::Unavailable, what(&"replace the record")).because(bad));
+                return Err(Error::new(ErrorKind::Unavailable, what("replace the record")).because(bad));
             }
-            Some(Ok(_)) => self.different.push(title.clone()),
+            Some(Ok(_)) => self.different.push(title),
             Some(Err(_)) | None => {}
         }
-        self.missing.push((directory.path().to_owned(), uuid, record::encode(&wanted)?));
+        self.missing.push((directory, name, wanted));
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         cmd::{AfterDeadline, Commands, Tool},
         device,
         disk::Disk,
-        dm::{self, Info, Line, Mapper},
+        dm::{Info, Line, Mapper},
         file::ByteLock,
     },
 };
@@ -141,8 +141,9 @@ impl Taken {
         devices::start(mapper, &name, &uuid_of(self.header.id, Part::Pool), &table, false)
     }
 
-    fn records(&self, info: Info) -> Device {
+    fn records(&self, mapper: &Mapper, info: Info) -> Device {
         Device {
+            mapper: mapper.clone(),
             name: info.name,
             number: info.number,
             what: format!("the records of pool {}", self.header.id),
@@ -204,7 +205,7 @@ pub(super) fn ensure_header(path: &Path, header: &Header) -> Result<()> {
     let taken = Taken { disk: Disk::open(path)?, header: header.clone(), layout };
     let mapper = open_mapper()?;
     let records = taken.start(&mapper, Part::Records)?;
-    header.write(&taken.records(records).open()?)
+    header.write(&taken.records(&mapper, records).open()?)
 }
 
 /// Finds the pool on a disk, and starts it where this process may.
@@ -218,7 +219,7 @@ pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, role: Role
         };
         let below = look(Part::Pool).map(|info| (info.name, info.number)).map_err(|error| error.to_string());
         return Ok(Found {
-            records: taken.records(look(Part::Records)?),
+            records: taken.records(mapper, look(Part::Records)?),
             below,
             foreign: Vec::new(),
             beside: Vec::new(),
@@ -231,7 +232,7 @@ pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, role: Role
     let below = taken.start_pool(mapper, commands).map(|info| (info.name, info.number));
     let below = below.map_err(|error| error.to_string());
     Ok(Found {
-        records: taken.records(records),
+        records: taken.records(mapper, records),
         below,
         foreign: Vec::new(),
         beside: Vec::new(),
@@ -244,7 +245,7 @@ pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, role: Role
 ///
 /// # Errors
 /// `Invalid` where something is on it, saying what; `InUse` where it is mounted or part of something; those of writing.
-pub fn init(path: &Path, machine: &str, destroy: Option<&str>, commands: &Commands) -> Result<PoolId> {
+pub(super) fn init(path: &Path, machine: &str, destroy: Option<&str>, commands: &Commands) -> Result<PoolId> {
     let what = || format!("make a pool of {}", path.display());
     let refuse = |kind, why: String| Err(Error::new(kind, format!("{}: {why}", what())));
     let mapper = open_mapper()?;
@@ -279,7 +280,7 @@ pub fn init(path: &Path, machine: &str, destroy: Option<&str>, commands: &Comman
     let records = taken.start(&mapper, Part::Records)?;
     let metadata = taken.start(&mapper, Part::Metadata)?;
     // The kernel makes new metadata where the first block is blank.
-    let blank = dm::open(&metadata).and_then(|device| {
+    let blank = mapper.open(&metadata).and_then(|device| {
         device.write_all_at(&[0; 4096], 0)?;
         device.sync_data()
     });
@@ -290,7 +291,7 @@ pub fn init(path: &Path, machine: &str, destroy: Option<&str>, commands: &Comman
     if below::create(&mapper, &pool.name, below::FIRST)? == Made::Taken {
         return Err(Error::new(ErrorKind::Broken, format!("{}: the new thin pool is not empty", what())));
     }
-    Slots::format(&taken.records(records).open()?, &taken.header)?;
+    Slots::format(&taken.records(&mapper, records).open()?, &taken.header)?;
     Ok(id)
 }
 
@@ -303,7 +304,7 @@ pub(super) fn stop(mapper: &Mapper, id: PoolId) -> Result<()> {
 ///
 /// # Errors
 /// `Busy` while it is started or changed by somebody else; those of device-mapper.
-pub fn extend(path: &Path, commands: &Commands) -> Result<bool> {
+pub(super) fn extend(path: &Path, commands: &Commands) -> Result<bool> {
     let what = || format!("extend the pool on {}", path.display());
     let mapper = open_mapper()?;
     let records = find(path, &mapper, commands, Role::Both)?.records;
@@ -352,7 +353,7 @@ pub fn repair(path: &Path, commands: &Commands) -> Result<()> {
         return Err(Error::new(ErrorKind::InUse, what));
     }
     let records = taken.start(&mapper, Part::Records)?;
-    let records = taken.records(records);
+    let records = taken.records(&mapper, records);
     let locks = records.lock(Role::Both)?;
     let [metadata, spare] = [taken.start(&mapper, Part::Metadata)?, taken.start(&mapper, Part::Spare)?];
     let repaired = if check(&metadata, commands).is_ok() {

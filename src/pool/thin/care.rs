@@ -15,7 +15,6 @@ use crate::{
     bytes::Bytes,
     error::{Error, ErrorKind, Result},
     pool::fill::{Fill, Part},
-    sys::dm::Mapper,
 };
 
 /// Mappings that a block of metadata holds at worst: 252 in a leaf, which may be half empty after insertions in a bad
@@ -44,7 +43,7 @@ impl Extend {
 }
 
 /// Metadata that devices of these lengths take once every block of each is its own, in a pool of so much data.
-fn worst(lengths: impl Iterator<Item = Bytes>, data: Bytes, chunk: Bytes) -> Bytes {
+pub(super) fn worst(lengths: impl Iterator<Item = Bytes>, data: Bytes, chunk: Bytes) -> Bytes {
     let chunks = |length: Bytes| length.get().div_ceil(chunk.get().max(1));
     let devices: u64 = lengths.map(|length| chunks(length).div_ceil(MAPPINGS) + 1).sum();
     Bytes::new((devices + chunks(data).div_ceil(COVERED) + 64) * METADATA_BLOCK)
@@ -127,10 +126,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until something happens to any device of device-mapper: a pool that passes its low-water mark or changes its
 /// mode, but a device that comes or goes as well. For ever where the kernel does not tell.
-pub(super) async fn event() {
+pub(super) async fn event(place: &Place) {
     let (tell, told) = oneshot::channel();
+    let mapper = place.mapper();
     let wait = move || {
-        if Mapper::open().and_then(|mapper| mapper.wait_for_event(PATIENCE)).unwrap_or(false) {
+        if mapper.is_ok_and(|mapper| mapper.wait_for_event(PATIENCE).unwrap_or(false)) {
             // Nobody may be waiting any more.
             tell.send(()).unwrap_or_default();
         }

@@ -17,8 +17,8 @@ use crate::{
     id::PoolId,
     pool::{Attach, Attached, Detached, Held},
     sys::{
-        device::{self, Device, DeviceNumber},
-        dm::{self, Info, Line, Mapper, SECTOR},
+        device::{Device, DeviceNumber},
+        dm::{Info, Line, Mapper, SECTOR},
     },
 };
 
@@ -68,7 +68,7 @@ impl Work<'_> {
 
     /// The device as a mount wants it.
     pub(super) fn device(&self, size: Bytes) -> Result<Device> {
-        Ok(describe(&self.info()?, size))
+        Ok(self.devices.describe(&self.info()?, size))
     }
 
     fn info(&self) -> Result<Info> {
@@ -138,7 +138,7 @@ impl Devices {
         let uuid = format!("{}{WORK}", self.prefix(object));
         let info = start(&self.mapper, &name, &uuid, &self.table(thin, size)?, false)?;
         let mut work = Work { devices: self, name, file: None };
-        work.file = Some(dm::open(&info).doing(|| format!("open device {}", work.name))?);
+        work.file = Some(self.mapper.open(&info).doing(|| format!("open device {}", work.name))?);
         Ok(work)
     }
 
@@ -190,12 +190,15 @@ impl Devices {
         let uuid = self.prefix(object) + &how.label;
         let info = start(&self.mapper, &name, &uuid, &self.table(thin, size)?, how.read_only)?;
         let what = || format!("open device {name}");
-        let guard = Box::new(dm::open(&info).doing(what)?);
+        let guard = Box::new(self.mapper.open(&info).doing(what)?);
         if how.transient {
             self.mapper.remove_when_closed(&name).doing(what)?;
         }
-        let attached =
-            Attached { device: describe(&info, size), transient: how.transient, label: how.label.clone() };
+        let attached = Attached {
+            device: self.describe(&info, size),
+            transient: how.transient,
+            label: how.label.clone(),
+        };
         Ok(Held { attached, guard })
     }
 
@@ -223,8 +226,13 @@ impl Devices {
             table => table.doing(|| format!("read the table of {}", info.name))?,
         };
         let size = Bytes::new(table.iter().map(|line| line.length * SECTOR).sum());
-        let attached = Attached { device: describe(&info, size), transient: info.transient, label };
+        let attached = Attached { device: self.describe(&info, size), transient: info.transient, label };
         Ok(Some((info, attached)))
+    }
+
+    fn describe(&self, info: &Info, size: Bytes) -> Device {
+        let path = self.mapper.node(info.number);
+        Device { path, number: info.number, read_only: info.read_only, size }
     }
 
     /// Keeps a device that stands for an object what it is.
@@ -232,7 +240,7 @@ impl Devices {
         let find =
             || self.attached(object).map(|all| all.into_iter().find(|(info, _)| info.number == number));
         if let Some((info, _)) = find()? {
-            let guard = Box::new(dm::open(&info).doing(|| format!("open device {number}"))?);
+            let guard = Box::new(self.mapper.open(&info).doing(|| format!("open device {number}"))?);
             // While it is open it is not made anew for something else.
             if let Some((_, attached)) = find()? {
                 return Ok(Held { attached, guard });
@@ -327,7 +335,12 @@ impl Devices {
     /// that one does.
     pub(super) fn note_pause(&self, number: DeviceNumber) -> Result<()> {
         let (name, uuid) = (format!("{NOTE}{number}"), format!("{OURS}{}-pause-{number}", self.pool));
-        self.mapper.create(&name, &uuid).map(drop).doing(|| format!("note the pause of device {number}"))
+        let what = || format!("note the pause of device {number}");
+        // One that is left says the same.
+        if self.mapper.info(&name).doing(what)?.is_none() {
+            self.mapper.create(&name, &uuid).doing(what)?;
+        }
+        Ok(())
     }
 
     /// Takes the note away once the device goes on.
@@ -427,8 +440,4 @@ pub(super) fn start(
             Err(error)
         }
     }
-}
-
-fn describe(info: &Info, size: Bytes) -> Device {
-    Device { path: device::node_of("dm-", info.number), number: info.number, read_only: info.read_only, size }
 }

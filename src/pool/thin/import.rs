@@ -40,7 +40,7 @@ impl Inner {
     fn thin_volume(&self, name: &str) -> Result<(u32, Bytes)> {
         match &self.settings.place {
             Place::Lvm(group) => report::thin_volume(group, &self.commands, name),
-            Place::Disk(_) => {
+            Place::Disk(_) | Place::Model(_) => {
                 let what = format!("import {name}: no volume of LVM is in this pool: import it as a device");
                 Err(Error::new(ErrorKind::Invalid, what))
             }

@@ -207,6 +207,7 @@ pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, ro
         parts: lines.iter().filter(|line| belongs(place, line)).cloned().collect(),
         below: below.map(|info| (info.name, info.number)).ok_or_else(stopped),
         records: Device {
+            mapper: mapper.clone(),
             name: records.name,
             number: records.number,
             what: format!("the records of {place}"),
@@ -218,7 +219,7 @@ pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, ro
 ///
 /// # Errors
 /// `Mismatch` where there is one already; `Invalid` where the thin pool does not do; those of LVM.
-pub fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> Result<PoolId> {
+pub(super) fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> Result<PoolId> {
     let what = || format!("make a pool of {}/{}", place.vg, place.thin_pool);
     let lines = report(place, commands)?;
     let pool = line_of(&lines, &place.thin_pool).filter(|pool| pool.lv_attr.starts_with('t'));
@@ -290,7 +291,7 @@ pub(super) fn ensure_records(place: &VolumeGroup, commands: &Commands) -> Result
 ///
 /// # Errors
 /// What LVM says against it.
-pub fn extend(
+pub(super) fn extend(
     place: &VolumeGroup,
     data: Option<Bytes>,
     metadata: Option<Bytes>,

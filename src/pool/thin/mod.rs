@@ -42,6 +42,7 @@ mod layout;
 mod lvm;
 mod mend;
 mod metadata;
+mod model;
 mod objects;
 mod pause;
 mod place;
@@ -52,10 +53,11 @@ mod state;
 mod templates;
 mod tenants;
 
-pub use block::{extend as extend_disk, init as init_disk, repair};
+pub use block::repair;
 pub use care::Extend;
-pub use lvm::{VolumeGroup, extend as extend_group, init as init_group};
-pub use place::{Place, adopt, identify, stop};
+pub use lvm::VolumeGroup;
+pub use model::Model;
+pub use place::{Place, adopt, extend, identify, init, stop};
 pub use restore::{backup, restore};
 
 use below::{Mode, Status};
@@ -123,7 +125,7 @@ impl ThinPool {
         commands: Arc<Commands>,
         minder: Option<Arc<Minder>>,
     ) -> Result<Self> {
-        let mapper = place::open_mapper()?;
+        let mapper = settings.place.mapper()?;
         let found = place::find(&settings.place, &mapper, &commands, role)?;
         let header = found.header()?;
         let refuse = |reason: String| {
@@ -256,7 +258,7 @@ impl Pool for ThinPool {
     }
 
     async fn changed(&self) {
-        care::event().await;
+        care::event(&self.inner.settings.place).await;
     }
 
     async fn list(&self) -> Result<Listing> {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::Inner;
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
-    sys::mount::mounted_roots,
+    sys::{dm::Suspend, mount::mounted_roots},
 };
 
 impl Inner {
@@ -35,6 +35,9 @@ impl Inner {
         if names.is_empty() {
             return work();
         }
+        let Some(door) = self.devices.mapper.handle() else {
+            return self.paused_model(names, work);
+        };
         let Some(minder) = &self.minder else {
             let what = format!("{} is in use, and no minder runs that could end a pause", names.join(", "));
             return Err(Error::new(ErrorKind::Unavailable, what));
@@ -45,7 +48,7 @@ impl Inner {
                 .iter()
                 .try_for_each(|name| self.devices.mapper.resume(name).doing(|| format!("resume {name}")))
         };
-        let pause = minder.suspend(&self.devices.mapper, names, limit);
+        let pause = minder.suspend(door, names, limit);
         if pause.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
             // The minder has died, perhaps after it had begun.
             resume()?;
@@ -76,5 +79,17 @@ impl Inner {
         }
         let limit = humantime::format_duration(limit);
         Err(Error::new(ErrorKind::Busy, format!("the pause took longer than {limit}")))
+    }
+
+    /// In a model nobody hangs who would need somebody else to end it.
+    fn paused_model<T>(&self, names: &[String], work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mapper = &self.devices.mapper;
+        let each = |change: &dyn Fn(&str) -> std::io::Result<()>| {
+            names.iter().try_for_each(|name| change(name)).doing(|| format!("pause {}", names.join(", ")))
+        };
+        each(&|name| mapper.suspend(name, Suspend::Clean))?;
+        let result = work();
+        each(&|name| mapper.resume(name))?;
+        result
     }
 }

@@ -7,18 +7,14 @@ use super::{
     devices::Devices,
     header::Header,
     lvm::{self, VolumeGroup},
+    model::Model,
 };
 use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
     id::{PoolId, VolumeId},
     pool::{Role, Sharing, byte_of},
-    sys::{
-        cmd::Commands,
-        device::DeviceNumber,
-        dm::{self, Mapper},
-        file::ByteLock,
-    },
+    sys::{cmd::Commands, device::DeviceNumber, dm::Mapper, file::ByteLock},
 };
 
 /// Where a pool is.
@@ -28,6 +24,8 @@ pub enum Place {
     Lvm(VolumeGroup),
     /// A disk of our own, or a partition.
     Disk(PathBuf),
+    /// A model, for tests.
+    Model(Model),
 }
 
 impl fmt::Display for Place {
@@ -35,13 +33,25 @@ impl fmt::Display for Place {
         match self {
             Self::Lvm(group) => group.fmt(f),
             Self::Disk(path) => path.display().fmt(f),
+            Self::Model(_) => f.write_str("a model"),
+        }
+    }
+}
+
+impl Place {
+    /// The door to the device-mapper that the pool is in.
+    pub(super) fn mapper(&self) -> Result<Mapper> {
+        match self {
+            Self::Lvm(_) | Self::Disk(_) => open_mapper(),
+            Self::Model(model) => Ok(model.mapper()),
         }
     }
 }
 
 /// A device of the pool's own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Device {
+    pub(super) mapper: Mapper,
     /// Its name for device-mapper.
     pub(super) name: String,
     pub(super) number: DeviceNumber,
@@ -88,14 +98,14 @@ impl Found {
 impl Device {
     pub(super) fn open(&self) -> Result<File> {
         let what = || format!("open {}", self.what);
-        let info = open_mapper()?.info(&self.name).doing(what)?.filter(|info| info.number == self.number);
+        let info = self.mapper.info(&self.name).doing(what)?.filter(|info| info.number == self.number);
         let info =
             info.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("{}: it is gone", what())))?;
         if info.suspended {
             let what = format!("{}: it stands still: dmsetup resume {}", what(), self.name);
             return Err(Error::new(ErrorKind::Unavailable, what));
         }
-        dm::open(&info).doing(what)
+        self.mapper.open(&info).doing(what)
     }
 
     /// Takes the locks of a role. `Busy` where another process serves the pool.
@@ -123,6 +133,7 @@ pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Ro
     match place {
         Place::Lvm(group) => lvm::find(group, mapper, commands, role),
         Place::Disk(path) => block::find(path, mapper, commands, role),
+        Place::Model(model) => model.find(mapper),
     }
 }
 
@@ -132,12 +143,48 @@ pub(super) fn open_mapper() -> Result<Mapper> {
         .map_err(|error| error.as_kind(ErrorKind::Unavailable))
 }
 
+fn no_model() -> Error {
+    Error::new(ErrorKind::Invalid, "this is done to real pools, not to a model")
+}
+
+/// Makes a pool: of a thin pool that LVM has made, or of a blank disk. A disk that is not blank is destroyed only where
+/// `destroy` names it, by its serial number or by a uuid that lies on it.
+///
+/// # Errors
+/// `Mismatch` where there is one already; `Invalid` where the place does not do, saying why; `InUse` where somebody uses
+/// the disk; those of LVM and of writing.
+pub fn init(place: &Place, machine: &str, destroy: Option<&str>, commands: &Commands) -> Result<PoolId> {
+    match place {
+        Place::Lvm(group) => lvm::init(group, machine, commands),
+        Place::Disk(path) => block::init(path, machine, destroy, commands),
+        Place::Model(_) => Err(no_model()),
+    }
+}
+
+/// Makes a pool longer, which may be in use: by so much data and metadata from what its volume group has free, or by
+/// what its disk has become longer. `false` where that is nothing.
+///
+/// # Errors
+/// `Busy` while somebody else starts or changes it; what LVM says against it; those of device-mapper.
+pub fn extend(
+    place: &Place,
+    data: Option<Bytes>,
+    metadata: Option<Bytes>,
+    commands: &Commands,
+) -> Result<bool> {
+    match place {
+        Place::Lvm(group) => lvm::extend(group, data, metadata, commands).map(|()| true),
+        Place::Disk(path) => block::extend(path, commands),
+        Place::Model(_) => Err(no_model()),
+    }
+}
+
 /// Makes this machine the one that serves the pool. No process may be serving it.
 ///
 /// # Errors
 /// `Busy` where it is served; `Unavailable` where there is no pool.
 pub fn adopt(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId> {
-    let found = find(place, &open_mapper()?, commands, Role::Both)?;
+    let found = find(place, &place.mapper()?, commands, Role::Both)?;
     let _locks = found.records.lock(Role::Both)?;
     let header = found.header()?;
     header.with_machine(machine).replace(&found.records.open()?)?;
@@ -152,6 +199,7 @@ pub fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> 
     let header = match place {
         Place::Lvm(group) => lvm::find(group, &open_mapper()?, commands, Role::Observer)?.header()?,
         Place::Disk(path) => block::header(path)?,
+        Place::Model(model) => model.find(&place.mapper()?)?.header()?,
     };
     Ok((header.id, header.machine))
 }
@@ -162,7 +210,7 @@ pub fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> 
 /// # Errors
 /// `Busy` where it is served; `InUse` where a volume of it has a device.
 pub fn stop(place: &Place, commands: &Commands) -> Result<()> {
-    let mapper = open_mapper()?;
+    let mapper = place.mapper()?;
     let found = find(place, &mapper, commands, Role::Observer)?;
     let locks = found.records.lock(Role::Both)?;
     let id = found.header()?.id;
@@ -171,7 +219,7 @@ pub fn stop(place: &Place, commands: &Commands) -> Result<()> {
     // Their file is open on what is to go.
     drop(locks);
     match place {
-        Place::Lvm(_) => Ok(()),
+        Place::Lvm(_) | Place::Model(_) => Ok(()),
         Place::Disk(_) => block::stop(&devices.mapper, id),
     }
 }

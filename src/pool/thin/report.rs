@@ -6,9 +6,10 @@ use std::{path::Path, time::Duration};
 use serde_json::{Map, Value};
 
 use super::{
-    Mode, Status, VolumeGroup,
+    Mode, Place, Status, VolumeGroup,
     below::FIRST,
-    lvm, metadata,
+    care, lvm, metadata,
+    place::{self, Found},
     slots::{Entry, Object, Slots},
 };
 use crate::{
@@ -40,12 +41,12 @@ pub struct Report {
     pub mapper: Fact<()>,
     /// The kernel has the target of thin pools loaded.
     pub thin_target: bool,
-    /// How many volume groups have the name.
-    pub groups: Fact<usize>,
+    /// How many volume groups have the name; `None` for a pool without one.
+    pub groups: Option<Fact<usize>>,
     /// What LVM complained of while it was asked, such as two devices with one identity.
     pub complaints: Vec<String>,
-    /// What LVM knows of the thin pool.
-    pub lvm: Fact<LvmFacts>,
+    /// What LVM knows of the thin pool, where it is one of LVM.
+    pub lvm: Option<Fact<LvmFacts>>,
     /// What the kernel knows of it.
     pub kernel: Fact<KernelFacts>,
     /// What the records say.
@@ -61,8 +62,6 @@ pub struct Report {
 pub struct LvmFacts {
     /// New blocks are zeroed.
     pub zeroing: bool,
-    /// Length of its blocks.
-    pub chunk: Bytes,
     /// What the volume group has left.
     pub free: Bytes,
     /// Its count of changes.
@@ -88,6 +87,12 @@ pub struct KernelFacts {
     pub data: (Bytes, Bytes),
     /// Metadata used, and in all.
     pub metadata: (Bytes, Bytes),
+    /// Length of its blocks.
+    pub chunk: Bytes,
+    /// Metadata that mapping all of the pool once would take.
+    pub whole: Bytes,
+    /// Metadata that it would take if every block of every device were its own.
+    pub worst: Bytes,
 }
 
 /// What the records of a pool say.
@@ -99,8 +104,6 @@ pub struct RecordFacts {
     pub damaged: usize,
     /// Length of all volumes, together.
     pub promised: Bytes,
-    /// Length of all snapshots.
-    pub snapshots: Bytes,
 }
 
 /// A device that stands still.
@@ -118,47 +121,51 @@ fn fact<T>(result: Result<T>) -> Fact<T> {
 
 /// Gathers all of it. What cannot be had is said in its place.
 #[must_use]
-pub fn report(place: &VolumeGroup, commands: &Commands) -> Report {
+pub fn report(place: &Place, commands: &Commands) -> Report {
     let mut complaints = Vec::new();
-    let groups = fact(groups(place, commands, &mut complaints));
-    let mapper = Mapper::open().doing(|| "open device-mapper");
+    let (groups, lvm) = match place {
+        Place::Disk(_) | Place::Model(_) => (None, None),
+        Place::Lvm(group) => {
+            let groups = fact(groups(group, commands, &mut complaints));
+            (Some(groups), Some(fact(lvm_facts(group, commands, &mut complaints))))
+        }
+    };
+    let mapper = place.mapper();
     let below = mapper.as_ref().map_err(Clone::clone).and_then(|mapper| {
-        let found = lvm::find(place, mapper, commands, Role::Observer)?;
+        let found = place::find(place, mapper, commands, Role::Observer)?;
         Ok((mapper, found))
     });
     let records = below.as_ref().map_err(Clone::clone).and_then(|(_, found)| {
         let header = found.header()?;
         let (entries, damaged) = Slots::open(found.records.open()?, false)?.all()?;
-        Ok(facts_of(header.id, &entries, damaged.len()))
+        Ok((facts_of(header.id, &entries, damaged.len()), entries))
     });
-    let kernel =
-        below.as_ref().map_err(Clone::clone).and_then(|(mapper, found)| kernel(mapper, found.below()?));
+    let kernel = below.as_ref().map_err(Clone::clone).and_then(|(mapper, found)| {
+        let entries = records.as_ref().map(|(_, entries)| entries.as_slice()).unwrap_or_default();
+        kernel(mapper, found, entries)
+    });
     let strangers = below.as_ref().map_err(Clone::clone).and_then(|(mapper, found)| {
         strangers(mapper, found.below()?, || Ok(Slots::open(found.records.open()?, false)?.all()?.0))
     });
     Report {
         thin_target: Path::new("/sys/module/dm_thin_pool").exists(),
         groups,
-        lvm: fact(lvm_facts(place, commands, &mut complaints)),
+        lvm,
         complaints,
         suspended: mapper.as_ref().map(suspended).unwrap_or_default(),
         kernel: fact(kernel),
-        records: fact(records),
+        records: fact(records.map(|(facts, _)| facts)),
         strangers: fact(strangers),
         mapper: fact(mapper.map(drop)),
     }
 }
 
 fn facts_of(id: PoolId, entries: &[Entry], damaged: usize) -> RecordFacts {
-    let mut facts = RecordFacts { id, damaged, promised: Bytes::ZERO, snapshots: Bytes::ZERO };
-    for entry in entries {
-        match &entry.object {
-            Object::Volume(volume) => facts.promised = facts.promised.plus(volume.size),
-            Object::Snapshot(snapshot) => facts.snapshots = facts.snapshots.plus(snapshot.size),
-            Object::Template(_) | Object::Group(_) => {}
-        }
-    }
-    facts
+    let sizes = entries.iter().filter_map(|entry| match &entry.object {
+        Object::Volume(volume) => Some(volume.size),
+        _ => None,
+    });
+    RecordFacts { id, damaged, promised: sizes.fold(Bytes::ZERO, Bytes::plus) }
 }
 
 /// Thin devices with numbers of ours that no record knows. Looked for twice: what comes or goes meanwhile is none.
@@ -181,7 +188,8 @@ pub(super) fn strangers(
     Ok(second.into_iter().filter(|device| first.iter().any(|it| it.number == device.number)).collect())
 }
 
-fn kernel(mapper: &Mapper, pool: &str) -> Result<KernelFacts> {
+fn kernel(mapper: &Mapper, found: &Found, entries: &[Entry]) -> Result<KernelFacts> {
+    let pool = found.below()?;
     let status = Status::read(mapper, pool)?;
     let what = || format!("ask thin pool {pool} for its count of changes");
     let line = mapper.status(pool).doing(what)?;
@@ -192,6 +200,12 @@ fn kernel(mapper: &Mapper, pool: &str) -> Result<KernelFacts> {
         transaction: transaction.unwrap_or_default(),
         data: (status.data.used, status.data.total),
         metadata: (status.metadata.used, status.metadata.total),
+        chunk: status.chunk,
+        whole: care::worst([status.data.total].into_iter(), status.data.total, status.chunk),
+        worst: {
+            let lengths = entries.iter().map(|entry| care::length_of(&entry.object));
+            care::worst(lengths.chain(found.foreign.iter().copied()), status.data.total, status.chunk)
+        },
     })
 }
 
@@ -248,7 +262,7 @@ fn groups(place: &VolumeGroup, commands: &Commands, complaints: &mut Vec<String>
 }
 
 fn lvm_facts(place: &VolumeGroup, commands: &Commands, complaints: &mut Vec<String>) -> Result<LvmFacts> {
-    let fields = "lv_name,zero,chunk_size,vg_free,transaction_id,seg_monitor,pool_lv,lv_size";
+    let fields = "lv_name,zero,vg_free,transaction_id,seg_monitor,pool_lv,lv_size";
     // Whether the pool is watched is only told by an LVM that may watch.
     let watches = Path::new(MONITOR).exists();
     let fields = if watches { fields.to_owned() } else { fields.replace("seg_monitor,", "") };
@@ -267,7 +281,6 @@ fn lvm_facts(place: &VolumeGroup, commands: &Commands, complaints: &mut Vec<Stri
     let inside = all.iter().filter(|row| text(row, "pool_lv") == place.thin_pool);
     Ok(LvmFacts {
         zeroing: matches!(text(pool, "zero"), "zero" | "1"),
-        chunk: Bytes::new(number(pool, "chunk_size")),
         free: Bytes::new(number(pool, "vg_free")),
         transaction: number(pool, "transaction_id"),
         monitored: text(pool, "seg_monitor") == "monitored",

@@ -11,9 +11,10 @@ use super::{
     below::FIRST,
     block,
     devices::Devices,
+    groups,
     header::Header,
     lvm, metadata,
-    place::{Found, find, open_mapper},
+    place::{Found, find},
     slots::{self, Entry, Object, Slots, Stage},
 };
 use crate::{
@@ -33,7 +34,7 @@ use crate::{
 /// # Errors
 /// `Unavailable` where the pool or its records are not there.
 pub fn backup(place: &Place, commands: &Commands) -> Result<Backup> {
-    let mapper = open_mapper()?;
+    let mapper = place.mapper()?;
     let found = find(place, &mapper, commands, Role::Observer)?;
     let header = found.header()?;
     let (entries, damaged) = Slots::open(found.records.open()?, false)?.all()?;
@@ -50,7 +51,14 @@ pub fn backup(place: &Place, commands: &Commands) -> Result<Backup> {
             HashMap::new()
         }
     };
+    let hidden = groups::unfinished(&entries);
     for entry in entries.iter().filter(|entry| entry.stage == Stage::Ready) {
+        // Cut for a set that is not whole: the start of a controller takes it back.
+        if let Object::Snapshot(snapshot) = &entry.object
+            && snapshot.group.is_some_and(|group| hidden.contains(&group))
+        {
+            continue;
+        }
         let line = line_of(entry)?;
         backup.lines.push(Line { time: times.get(&entry.thin).copied(), ..line });
     }
@@ -77,11 +85,12 @@ fn object_of(line: &Line) -> Result<Object> {
 /// # Errors
 /// `Busy` where it is served; `Mismatch` where another pool, or another record, is there, and no record was changed.
 pub fn restore(place: &Place, backup: &Backup, replace: bool, commands: &Commands) -> Result<Restored> {
-    let mapper = open_mapper()?;
+    let mapper = place.mapper()?;
     let header = header_of(backup)?;
     let made = match place {
         Place::Lvm(group) => lvm::ensure_records(group, commands)?,
         Place::Disk(path) => block::ensure_header(path, &header).map(|()| false)?,
+        Place::Model(_) => false,
     };
     let found = find(place, &mapper, commands, Role::Both)?;
     let _locks = found.records.lock(Role::Both)?;

@@ -22,10 +22,7 @@ use rustix::{
     },
 };
 
-use super::{
-    dm::Mapper,
-    raw::{self, Forked},
-};
+use super::raw::{self, Forked};
 
 mod process;
 
@@ -99,8 +96,13 @@ impl Minder {
     ///
     /// # Errors
     /// As [`Minder::pause`].
-    pub fn suspend(&self, mapper: &Mapper, devices: &[String], limit: Duration) -> io::Result<Pause<'_>> {
-        self.begin(limit, &[mapper.as_fd()], devices)
+    pub fn suspend(
+        &self,
+        mapper: BorrowedFd<'_>,
+        devices: &[String],
+        limit: Duration,
+    ) -> io::Result<Pause<'_>> {
+        self.begin(limit, &[mapper], devices)
     }
 
     fn begin(

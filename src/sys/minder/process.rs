@@ -17,7 +17,7 @@ use rustix::{
     process::{PidfdFlags, WaitId, WaitIdOptions, getppid, pidfd_open, waitid},
 };
 
-use super::super::dm::{Mapper, Suspend};
+use super::super::dm::{Door, Suspend, kernel::Kernel};
 use super::{
     ANSWER, BUSY, DONE, FREEZE, HEAD, LATE, PAUSE_LIMIT, REFUSED, REQUEST,
     raw::{self, Forked},
@@ -40,7 +40,7 @@ struct Watch {
 #[derive(Default)]
 struct Targets {
     filesystems: Vec<OwnedFd>,
-    mapper: Option<Mapper>,
+    mapper: Option<Kernel>,
     devices: Vec<String>,
 }
 
@@ -206,11 +206,11 @@ impl Targets {
     /// What comes with a request: filesystems, or the door of device-mapper where there are names of devices.
     fn new(mut handles: Vec<OwnedFd>, devices: Vec<String>) -> Self {
         let door = if devices.is_empty() { None } else { handles.pop() };
-        Self { filesystems: handles, mapper: door.map(Mapper::from), devices }
+        Self { filesystems: handles, mapper: door.map(Kernel::from), devices }
     }
 
     fn handles(&self) -> Vec<BorrowedFd<'_>> {
-        self.filesystems.iter().map(AsFd::as_fd).chain(self.mapper.iter().map(AsFd::as_fd)).collect()
+        self.filesystems.iter().map(AsFd::as_fd).chain(self.mapper.iter().filter_map(Door::handle)).collect()
     }
 
     /// What a freezer does: freezes all, or none of them. A freeze that somebody else has begun is not touched.
@@ -223,7 +223,7 @@ impl Targets {
             }
         }
         for (suspended, device) in self.devices.iter().enumerate() {
-            let suspend = |mapper: &Mapper| mapper.suspend(device, Suspend::Clean);
+            let suspend = |mapper: &Kernel| mapper.suspend(device, Suspend::Clean);
             if let Some(Err(error)) = self.mapper.as_ref().map(suspend) {
                 self.resume(&self.devices[..suspended]);
                 thaw_filesystems(&self.filesystems);

@@ -1,10 +1,11 @@
-//! Device-mapper by ioctl (`linux/dm-ioctl.h`): devices are made, loaded, suspended, resumed, removed and asked, and
-//! targets are sent messages. No tool is run and no udev is needed; where one runs, its disk rules are told to keep off.
+//! Device-mapper by ioctl (`linux/dm-ioctl.h`). No tool is run and no udev is needed; where one runs, its disk rules are told to
+//! keep off.
 
 use std::{
     fs::{File, OpenOptions},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -15,12 +16,12 @@ use rustix::{
 };
 
 use super::{
-    device::{self, DeviceNumber},
-    raw,
+    super::{
+        device::{self, DeviceNumber},
+        raw,
+    },
+    Door, Info, Line, Suspend,
 };
-
-/// Length of a sector, the unit of tables.
-pub const SECTOR: u64 = 512;
 
 const CONTROL: &str = "/dev/mapper/control";
 /// `MAPPER_CTRL_MINOR` of the misc devices (major 10).
@@ -74,69 +75,16 @@ const UUID_LIMIT: usize = 128;
 /// Longest answer that is asked for.
 const ANSWER_LIMIT: usize = 16 << 20;
 
-/// The door to device-mapper.
+/// The kernel's door to device-mapper.
 #[derive(Debug)]
-pub struct Mapper {
+pub struct Kernel {
     control: File,
 }
 
-impl AsFd for Mapper {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.control.as_fd()
-    }
-}
-
-impl From<OwnedFd> for Mapper {
+impl From<OwnedFd> for Kernel {
     fn from(door: OwnedFd) -> Self {
         Self { control: door.into() }
     }
-}
-
-/// A device as the kernel knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Info {
-    /// Its number.
-    pub number: DeviceNumber,
-    /// Its name.
-    pub name: String,
-    /// Its uuid: text of whoever made it.
-    pub uuid: String,
-    /// How often it is open or mounted.
-    pub open_count: u32,
-    /// Nothing passes through it.
-    pub suspended: bool,
-    /// It refuses writes.
-    pub read_only: bool,
-    /// It has a table.
-    pub active: bool,
-    /// A table waits for the next resume.
-    pub pending: bool,
-    /// It goes when its last user does.
-    pub transient: bool,
-}
-
-/// A line of a table, or of what it says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// First sector.
-    pub start: u64,
-    /// Sectors.
-    pub length: u64,
-    /// Kind of target, such as `thin`.
-    pub target: String,
-    /// Its parameters, or its state.
-    pub text: String,
-}
-
-/// How a device is suspended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Suspend {
-    /// A filesystem on it is frozen, and what is under way is awaited: what is below is as after an unmount.
-    Clean,
-    /// Only what is under way is awaited: to exchange a table.
-    Brief,
-    /// Nothing is awaited; what is under way comes back as it may: to cut a user off.
-    Cut,
 }
 
 /// One command and its answer.
@@ -201,7 +149,7 @@ fn text_at(bytes: &[u8], offset: usize, limit: usize) -> String {
     String::from_utf8_lossy(&field[..end]).into_owned()
 }
 
-impl Mapper {
+impl Kernel {
     /// Opens the door, and makes it where nobody else does (a container without the host's /dev).
     ///
     /// # Errors
@@ -244,180 +192,6 @@ impl Mapper {
         }
     }
 
-    /// Makes a device without a table.
-    ///
-    /// # Errors
-    /// Those of the ioctl; `ResourceBusy` where there is one of the name or uuid.
-    pub fn create(&self, name: &str, uuid: &str) -> io::Result<Info> {
-        if uuid.len() > UUID_LIMIT {
-            return Err(Errno::INVAL.into());
-        }
-        let mut call = Call::new(name, &[])?;
-        call.put(UUID, uuid.as_bytes());
-        Ok(info(&self.send(DEV_CREATE, call)?))
-    }
-
-    /// Gives a device a table, for its next resume.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn load(&self, name: &str, table: &[Line], read_only: bool) -> io::Result<()> {
-        let mut data = Vec::new();
-        for line in table {
-            let length = (SPEC + line.text.len() + 1).next_multiple_of(8);
-            let mut spec = vec![0; length];
-            spec[0..8].copy_from_slice(&line.start.to_ne_bytes());
-            spec[8..16].copy_from_slice(&line.length.to_ne_bytes());
-            spec[20..24].copy_from_slice(&u32::try_from(length).unwrap_or_default().to_ne_bytes());
-            let target = line.target.as_bytes();
-            spec[24..24 + target.len().min(15)].copy_from_slice(&target[..target.len().min(15)]);
-            spec[SPEC..SPEC + line.text.len()].copy_from_slice(line.text.as_bytes());
-            data.extend(spec);
-        }
-        let mut call = Call::new(name, &data)?.flag(if read_only { READ_ONLY } else { 0 });
-        call.set(TARGET_COUNT, u32::try_from(table.len()).unwrap_or_default());
-        self.send(TABLE_LOAD, call).map(drop)
-    }
-
-    /// Drops the table that waits for the next resume; fine where there is none.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn clear(&self, name: &str) -> io::Result<()> {
-        self.send(TABLE_CLEAR, Call::new(name, &[])?).map(drop)
-    }
-
-    /// Stops a device.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn suspend(&self, name: &str, how: Suspend) -> io::Result<()> {
-        let flags = match how {
-            Suspend::Clean => 0,
-            Suspend::Brief => SKIP_LOCKFS,
-            Suspend::Cut => SKIP_LOCKFS | NO_FLUSH,
-        };
-        self.send(DEV_SUSPEND, Call::new(name, &[])?.flag(SUSPENDED | flags)).map(drop)
-    }
-
-    /// Lets a device go on, with the table that was loaded last.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn resume(&self, name: &str) -> io::Result<()> {
-        let mut call = Call::new(name, &[])?;
-        call.set(EVENT, KEEP_OFF);
-        self.send(DEV_SUSPEND, call).map(drop)
-    }
-
-    /// Gives a device that runs the table that was loaded last: one call, in which it stands still, and which nothing can
-    /// cut in two.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn exchange(&self, name: &str) -> io::Result<()> {
-        let mut call = Call::new(name, &[])?.flag(SKIP_LOCKFS);
-        call.set(EVENT, KEEP_OFF);
-        self.send(DEV_SUSPEND, call).map(drop)
-    }
-
-    /// Removes a device; `false` where it is in use. Fine where there is none.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn remove(&self, name: &str) -> io::Result<bool> {
-        let mut call = Call::new(name, &[])?;
-        call.set(EVENT, KEEP_OFF);
-        match self.send(DEV_REMOVE, call) {
-            Ok(_) => Ok(true),
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(true),
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Lets a device go when its last user does; now, where it has none.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn remove_when_closed(&self, name: &str) -> io::Result<()> {
-        let mut call = Call::new(name, &[])?.flag(DEFERRED_REMOVE);
-        call.set(EVENT, KEEP_OFF);
-        self.send(DEV_REMOVE, call).map(drop)
-    }
-
-    /// What the kernel knows of a device; `None` where there is none of the name.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn info(&self, name: &str) -> io::Result<Option<Info>> {
-        match self.send(DEV_STATUS, Call::new(name, &[])?) {
-            Ok(answer) => Ok(Some(info(&answer))),
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The device with this uuid.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn find(&self, uuid: &str) -> io::Result<Option<Info>> {
-        let mut call = Call::new("", &[])?;
-        call.put(UUID, uuid.as_bytes());
-        match self.send(DEV_STATUS, call) {
-            Ok(answer) => Ok(Some(info(&answer))),
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Waits until anything happens to any device, such as a pool that passes its low-water mark; `false` where nothing does.
-    ///
-    /// # Errors
-    /// Those of the ioctl and of poll(2).
-    pub fn wait_for_event(&self, patience: Duration) -> io::Result<bool> {
-        self.send(DEV_ARM_POLL, Call::new("", &[])?)?;
-        let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
-        Ok(poll(&mut [PollFd::new(&self.control, PollFlags::IN)], Some(&patience))? > 0)
-    }
-
-    /// The names of all devices, whosever they are.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn list(&self) -> io::Result<Vec<(String, DeviceNumber)>> {
-        let answer = self.send(LIST_DEVICES, Call::new("", &[])?.with_room(16 << 10))?;
-        let mut found = Vec::new();
-        let mut offset = offset_of_data(&answer);
-        // struct dm_name_list: a number, the way to the next, a name.
-        while u64_at(&answer, offset) != 0 {
-            let name = text_at(&answer, offset + 12, NAME_LIMIT + 1);
-            found.push((name, DeviceNumber::from_kernel(u64_at(&answer, offset))));
-            match u32_at(&answer, offset + 8) {
-                0 => break,
-                next => offset += usize::try_from(next).unwrap_or(usize::MAX / 2),
-            }
-        }
-        Ok(found)
-    }
-
-    /// What each target of a device says of itself.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn status(&self, name: &str) -> io::Result<Vec<Line>> {
-        self.lines(Call::new(name, &[])?.flag(NO_FLUSH))
-    }
-
-    /// The table of a device.
-    ///
-    /// # Errors
-    /// Those of the ioctl.
-    pub fn table(&self, name: &str) -> io::Result<Vec<Line>> {
-        self.lines(Call::new(name, &[])?.flag(STATUS_TABLE))
-    }
-
     fn lines(&self, call: Call) -> io::Result<Vec<Line>> {
         let answer = self.send(TABLE_STATUS, call.with_room(16 << 10))?;
         let first = offset_of_data(&answer);
@@ -435,12 +209,127 @@ impl Mapper {
         }
         Ok(lines)
     }
+}
 
-    /// Sends a target a message; what it answers, if it does.
-    ///
-    /// # Errors
-    /// Those of the target.
-    pub fn message(&self, name: &str, message: &str) -> io::Result<Option<String>> {
+impl Door for Kernel {
+    fn create(&self, name: &str, uuid: &str) -> io::Result<Info> {
+        if uuid.len() > UUID_LIMIT {
+            return Err(Errno::INVAL.into());
+        }
+        let mut call = Call::new(name, &[])?;
+        call.put(UUID, uuid.as_bytes());
+        Ok(info(&self.send(DEV_CREATE, call)?))
+    }
+
+    fn load(&self, name: &str, table: &[Line], read_only: bool) -> io::Result<()> {
+        let mut data = Vec::new();
+        for line in table {
+            let length = (SPEC + line.text.len() + 1).next_multiple_of(8);
+            let mut spec = vec![0; length];
+            spec[0..8].copy_from_slice(&line.start.to_ne_bytes());
+            spec[8..16].copy_from_slice(&line.length.to_ne_bytes());
+            spec[20..24].copy_from_slice(&u32::try_from(length).unwrap_or_default().to_ne_bytes());
+            let target = line.target.as_bytes();
+            spec[24..24 + target.len().min(15)].copy_from_slice(&target[..target.len().min(15)]);
+            spec[SPEC..SPEC + line.text.len()].copy_from_slice(line.text.as_bytes());
+            data.extend(spec);
+        }
+        let mut call = Call::new(name, &data)?.flag(if read_only { READ_ONLY } else { 0 });
+        call.set(TARGET_COUNT, u32::try_from(table.len()).unwrap_or_default());
+        self.send(TABLE_LOAD, call).map(drop)
+    }
+
+    fn clear(&self, name: &str) -> io::Result<()> {
+        self.send(TABLE_CLEAR, Call::new(name, &[])?).map(drop)
+    }
+
+    fn suspend(&self, name: &str, how: Suspend) -> io::Result<()> {
+        let flags = match how {
+            Suspend::Clean => 0,
+            Suspend::Brief => SKIP_LOCKFS,
+            Suspend::Cut => SKIP_LOCKFS | NO_FLUSH,
+        };
+        self.send(DEV_SUSPEND, Call::new(name, &[])?.flag(SUSPENDED | flags)).map(drop)
+    }
+
+    fn resume(&self, name: &str) -> io::Result<()> {
+        let mut call = Call::new(name, &[])?;
+        call.set(EVENT, KEEP_OFF);
+        self.send(DEV_SUSPEND, call).map(drop)
+    }
+
+    fn exchange(&self, name: &str) -> io::Result<()> {
+        let mut call = Call::new(name, &[])?.flag(SKIP_LOCKFS);
+        call.set(EVENT, KEEP_OFF);
+        self.send(DEV_SUSPEND, call).map(drop)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<bool> {
+        let mut call = Call::new(name, &[])?;
+        call.set(EVENT, KEEP_OFF);
+        match self.send(DEV_REMOVE, call) {
+            Ok(_) => Ok(true),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(true),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn remove_when_closed(&self, name: &str) -> io::Result<()> {
+        let mut call = Call::new(name, &[])?.flag(DEFERRED_REMOVE);
+        call.set(EVENT, KEEP_OFF);
+        self.send(DEV_REMOVE, call).map(drop)
+    }
+
+    fn info(&self, name: &str) -> io::Result<Option<Info>> {
+        match self.send(DEV_STATUS, Call::new(name, &[])?) {
+            Ok(answer) => Ok(Some(info(&answer))),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn find(&self, uuid: &str) -> io::Result<Option<Info>> {
+        let mut call = Call::new("", &[])?;
+        call.put(UUID, uuid.as_bytes());
+        match self.send(DEV_STATUS, call) {
+            Ok(answer) => Ok(Some(info(&answer))),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn wait_for_event(&self, patience: Duration) -> io::Result<bool> {
+        self.send(DEV_ARM_POLL, Call::new("", &[])?)?;
+        let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
+        Ok(poll(&mut [PollFd::new(&self.control, PollFlags::IN)], Some(&patience))? > 0)
+    }
+
+    fn list(&self) -> io::Result<Vec<(String, DeviceNumber)>> {
+        let answer = self.send(LIST_DEVICES, Call::new("", &[])?.with_room(16 << 10))?;
+        let mut found = Vec::new();
+        let mut offset = offset_of_data(&answer);
+        // struct dm_name_list: a number, the way to the next, a name.
+        while u64_at(&answer, offset) != 0 {
+            let name = text_at(&answer, offset + 12, NAME_LIMIT + 1);
+            found.push((name, DeviceNumber::from_kernel(u64_at(&answer, offset))));
+            match u32_at(&answer, offset + 8) {
+                0 => break,
+                next => offset += usize::try_from(next).unwrap_or(usize::MAX / 2),
+            }
+        }
+        Ok(found)
+    }
+
+    fn status(&self, name: &str) -> io::Result<Vec<Line>> {
+        self.lines(Call::new(name, &[])?.flag(NO_FLUSH))
+    }
+
+    fn table(&self, name: &str) -> io::Result<Vec<Line>> {
+        self.lines(Call::new(name, &[])?.flag(STATUS_TABLE))
+    }
+
+    fn message(&self, name: &str, message: &str) -> io::Result<Option<String>> {
         // struct dm_target_msg: a sector, and text.
         let mut data = vec![0; 8];
         data.extend(message.as_bytes());
@@ -449,17 +338,21 @@ impl Mapper {
         let said = u32_at(&answer, FLAGS) & DATA_OUT != 0;
         Ok(said.then(|| text_at(&answer, offset_of_data(&answer), ANSWER_LIMIT)))
     }
-}
 
-/// Opens a device. One that is suspended is refused: whoever touches it hangs, and cannot be killed.
-///
-/// # Errors
-/// Those of open(2); `ResourceBusy` for a suspended one.
-pub fn open(info: &Info) -> io::Result<File> {
-    if info.suspended || !info.active {
-        return Err(Errno::BUSY.into());
+    fn open(&self, info: &Info) -> io::Result<File> {
+        if info.suspended || !info.active {
+            return Err(Errno::BUSY.into());
+        }
+        device::open(&self.node(info.number), info.number)
     }
-    device::open(&device::node_of("dm-", info.number), info.number)
+
+    fn node(&self, number: DeviceNumber) -> PathBuf {
+        device::node_of("dm-", number)
+    }
+
+    fn handle(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.control.as_fd())
+    }
 }
 
 fn offset_of_data(answer: &[u8]) -> usize {

@@ -1,37 +1,60 @@
-//! What a pool of LVM suffers from, judged from what is known of it, with the remedy for each.
+//! What a thin pool suffers from, judged from what is known of it, with the remedy for each.
 
 use super::{Finding, Verdict, finding};
 use crate::{
     bytes::Bytes,
+    config::Place,
     pool::thin::report::{KernelFacts, LvmFacts, RecordFacts, Report},
 };
 
-/// Bytes of metadata that map a thousand blocks of one thin device written in no order: 5.3 blocks of 4 KiB, measured.
-const PER_THOUSAND: u64 = 21_709;
 /// From which part of its space in use on a pool needs its operator.
 const NEARLY_FULL_PERCENT: u32 = 80;
-/// From which part on nothing new is made in it.
-const METADATA_LIMIT_PERCENT: u32 = 75;
+
+/// How the pool is configured.
+pub(super) struct Terms<'c> {
+    pub(super) place: &'c Place,
+    pub(super) overcommit_percent: u32,
+    /// At which use, in per cent, the driver extends it.
+    pub(super) extend_at: Option<u32>,
+}
+
+impl Terms<'_> {
+    /// How the pool gets longer data.
+    fn extend(&self) -> String {
+        match self.place {
+            Place::Lvm { .. } => format!("`lagan pool extend --lvm {} --by SIZE`", self.place),
+            _ => format!("make its disk longer, then `lagan pool extend --device {}`", self.place),
+        }
+    }
+
+    /// How it gets longer metadata.
+    fn extend_metadata(&self, by: Bytes) -> String {
+        let mib = by.get().div_ceil(1 << 20).max(1);
+        match self.place {
+            Place::Lvm { .. } => format!("`lagan pool extend --lvm {} --metadata {mib}MiB`", self.place),
+            _ => format!("it wants {mib} MiB more, which come with a longer disk: {}", self.extend()),
+        }
+    }
+}
 
 /// What is looked at, and what comes of it.
 struct Judge<'r> {
     subject: String,
-    /// How `lvextend` and friends call the pool.
-    pool: &'r str,
-    overcommit_percent: u32,
+    terms: &'r Terms<'r>,
     findings: Vec<Finding>,
 }
 
-/// Judges a report; `pool` is VG/POOL.
-pub(super) fn judge(subject: &str, pool: &str, overcommit_percent: u32, report: &Report) -> Vec<Finding> {
-    let mut judge = Judge { subject: subject.to_owned(), pool, overcommit_percent, findings: Vec::new() };
+/// Judges a report.
+pub(super) fn judge(subject: &str, terms: &Terms<'_>, report: &Report) -> Vec<Finding> {
+    let mut judge = Judge { subject: subject.to_owned(), terms, findings: Vec::new() };
     judge.host(report);
     if report.mapper.is_err() {
         return judge.findings;
     }
     match &report.lvm {
-        Ok(lvm) => judge.lvm(lvm, report.kernel.as_ref().ok()),
-        Err(why) => judge.fails("LVM", why.clone()),
+        None => {}
+        Some(Ok(lvm)) => judge.lvm(lvm, report.kernel.as_ref().ok()),
+        Some(Err(why)) => judge.fails("LVM", why.clone()),
     }
     match (&report.kernel, &report.records) {
         // One reason for both is said once, by whoever looked for the pool.
@@ -47,9 +70,10 @@ pub(super) fn judge(subject: &str, pool: &str, overcommit_percent: u32, report: 
             }
         }
     }
-    if let (Ok(lvm), Ok(kernel), Ok(records)) = (&report.lvm, &report.kernel, &report.records) {
-        judge.metadata(lvm, kernel, records);
-        judge.promises(lvm, kernel, records);
+    if let (Ok(kernel), Ok(records)) = (&report.kernel, &report.records) {
+        let lvm = report.lvm.as_ref().and_then(|lvm| lvm.as_ref().ok());
+        judge.metadata(kernel);
+        judge.promises(lvm.map(|lvm| lvm.promised).unwrap_or_default(), kernel, records);
     }
     judge.devices(report);
     judge.findings
@@ -86,9 +110,11 @@ impl Judge<'_> {
             self.fails("dm_thin_pool", "the kernel has it not loaded: run `modprobe dm_thin_pool`");
         }
         match &report.groups {
-            Ok(1) | Err(_) => {}
-            Ok(0) => self.fails("volume group", "there is none of this name: is its disk there (`pvs`)?"),
-            Ok(count) => {
+            None | Some(Ok(1) | Err(_)) => {}
+            Some(Ok(0)) => {
+                self.fails("volume group", "there is none of this name: is its disk there (`pvs`)?")
+            }
+            Some(Ok(count)) => {
                 let what = format!(
                     "{count} groups have this name, and LVM takes neither: rename one by its uuid (`vgs -o +vg_uuid`, \
                      `vgrename UUID NAME`)"
@@ -112,7 +138,7 @@ impl Judge<'_> {
             let what = format!(
                 "new blocks are not zeroed, so one tenant can read what another has deleted: run \
                  `lvchange --zero y {}`",
-                self.pool
+                self.terms.place
             );
             self.fails("zeroing", what);
         }
@@ -125,17 +151,22 @@ impl Judge<'_> {
             self.fails("count of changes", what);
         }
         match (lvm.monitored, lvm.threshold) {
+            _ if self.terms.extend_at.is_some() => {
+                let at = self.terms.extend_at.unwrap_or_default();
+                let what = format!("the driver extends the pool at {at} %; the group has {} left", lvm.free);
+                self.well("monitoring", what);
+            }
             (true, threshold @ 1..=99) => {
                 let what = format!("LVM extends the pool at {threshold} % while the group has room");
                 self.well("monitoring", what);
             }
             _ => {
                 let what = format!(
-                    "LVM does not extend the pool by itself ({}; the group has {} left): watch it, or set \
-                     thin_pool_autoextend_threshold below 100 in lvm.conf and run `lvchange --monitor y {}`",
+                    "nobody extends the pool by itself (LVM: {}; the group has {} left): set extend_at_percent for the \
+                     pool; or thin_pool_autoextend_threshold below 100 in lvm.conf, and `lvchange --monitor y {}`",
                     if lvm.monitored { "the threshold is 100" } else { "not monitored" },
                     lvm.free,
-                    self.pool
+                    self.terms.place
                 );
                 self.warns("monitoring", what);
             }
@@ -149,7 +180,7 @@ impl Judge<'_> {
         }
         let (used, total) = kernel.data;
         let what = format!("{used} of {total} are used");
-        let extend = format!("extend it (`lvextend -L +SIZE {}`), or delete", self.pool);
+        let extend = format!("extend it ({}), or delete", self.terms.extend());
         if kernel.full {
             self.fails("data", format!("it is full, and writes wait or fail: {extend}"));
         } else if used > total.percent(NEARLY_FULL_PERCENT) {
@@ -160,52 +191,42 @@ impl Judge<'_> {
     }
 
     /// Metadata must never fill: that breaks the pool.
-    fn metadata(&mut self, lvm: &LvmFacts, kernel: &KernelFacts, records: &RecordFacts) {
+    fn metadata(&mut self, kernel: &KernelFacts) {
         let (used, total) = kernel.metadata;
-        let whole = needed(kernel.data.1, lvm.chunk);
-        let promised = records.promised.plus(records.snapshots).plus(lvm.promised);
-        let worst = needed(promised, lvm.chunk);
-        let room = total.percent(METADATA_LIMIT_PERCENT);
-        let extend = |size: Bytes| {
-            let mib = size.minus(total).get().div_ceil(1 << 20).max(1);
-            format!("`lvextend --poolmetadatasize +{mib}m {}`", self.pool)
-        };
-        let chunks = format!("blocks of {}", lvm.chunk);
-        // 100/75 of what has to fit below the limit.
-        let least = whole.percent(134);
-        if used > room {
-            let what =
-                format!("{used} of {total} are used, and it must never fill: {}", extend(total.percent(200)));
-            self.fails("metadata", what);
-        } else if whole > room {
+        let usable = total.percent(95);
+        let (whole, worst, chunk) = (kernel.whole, kernel.worst, kernel.chunk);
+        if used > total.percent(NEARLY_FULL_PERCENT) {
+            let extend = self.terms.extend_metadata(total);
+            self.fails("metadata", format!("{used} of {total} are used, and it must never fill: {extend}"));
+        } else if worst > usable {
             let what = format!(
-                "{total} cannot map all of the pool in {chunks}, for which {least} are needed: {}",
-                extend(least)
+                "{used} of {total} are used, but {worst} would be if every block of every volume were overwritten: \
+                 nothing new is made. {}",
+                self.terms.extend_metadata(worst.minus(usable))
             );
             self.warns("metadata", what);
-        } else if worst > total {
+        } else if whole > usable {
             let what = format!(
-                "{used} of {total} are used; if every volume and snapshot were overwritten in full, {worst} would be, \
-                 and nothing new is made from {room} on: {}",
-                extend(worst)
+                "{total} cannot map all of the pool in blocks of {chunk}, for which {whole} are needed: {}",
+                self.terms.extend_metadata(whole.minus(usable))
             );
             self.warns("metadata", what);
         } else {
-            self.well("metadata", format!("{used} of {total} are used, in {chunks}"));
+            self.well("metadata", format!("{used} of {total} are used, in blocks of {chunk}"));
         }
     }
 
-    fn promises(&mut self, lvm: &LvmFacts, kernel: &KernelFacts, records: &RecordFacts) {
-        let promised = records.promised.plus(lvm.promised);
-        let (total, limit) = (kernel.data.1, kernel.data.1.percent(self.overcommit_percent));
+    fn promises(&mut self, lvm: Bytes, kernel: &KernelFacts, records: &RecordFacts) {
+        let promised = records.promised.plus(lvm);
+        let (total, limit) = (kernel.data.1, kernel.data.1.percent(self.terms.overcommit_percent));
         let what = format!(
-            "{promised} are promised of {total} ({} to volumes, {} to thin volumes of LVM)",
-            records.promised, lvm.promised
+            "{promised} are promised of {total} ({} to volumes, {lvm} to thin volumes of LVM)",
+            records.promised
         );
         if promised > limit {
             let what = format!(
                 "{what}, more than overcommit_percent = {} allows: extend the pool, or delete",
-                self.overcommit_percent
+                self.terms.overcommit_percent
             );
             self.warns("promises", what);
         } else if promised > total {
@@ -258,12 +279,6 @@ impl Judge<'_> {
     }
 }
 
-/// Metadata that mapping this much takes.
-fn needed(mapped: Bytes, chunk: Bytes) -> Bytes {
-    let chunks = mapped.get().div_ceil(chunk.get().max(1));
-    Bytes::new(chunks.saturating_mul(PER_THOUSAND) / 1000)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,33 +289,38 @@ mod tests {
         Report {
             mapper: Ok(()),
             thin_target: true,
-            groups: Ok(1),
+            groups: Some(Ok(1)),
             complaints: Vec::new(),
-            lvm: Ok(LvmFacts {
+            lvm: Some(Ok(LvmFacts {
                 zeroing: true,
-                chunk: Bytes::new(64 << 10),
                 free: Bytes::gib(10),
                 transaction: 7,
                 monitored: true,
                 threshold: 70,
                 promised: Bytes::mib(4),
-            }),
+            })),
             kernel: Ok(KernelFacts {
                 trouble: None,
                 full: false,
                 transaction: 7,
                 data: (Bytes::gib(1), Bytes::gib(10)),
                 metadata: (Bytes::mib(1), Bytes::mib(64)),
+                chunk: Bytes::new(64 << 10),
+                whole: Bytes::mib(10),
+                worst: Bytes::mib(20),
             }),
-            records: Ok(RecordFacts {
-                id: PoolId::random(),
-                damaged: 0,
-                promised: Bytes::gib(5),
-                snapshots: Bytes::gib(5),
-            }),
+            records: Ok(RecordFacts { id: PoolId::random(), damaged: 0, promised: Bytes::gib(5) }),
             suspended: Vec::new(),
             strangers: Ok(Vec::new()),
         }
+    }
+
+    fn group() -> Place {
+        Place::Lvm { vg: "vg".into(), thin_pool: "pool".into() }
+    }
+
+    fn judged(place: &Place, extend_at: Option<u32>, report: &Report) -> Vec<Finding> {
+        judge("p", &Terms { place, overcommit_percent: 200, extend_at }, report)
     }
 
     /// What is found beside what is well, after a change to the healthy pool: one finding, of a subject and a verdict.
@@ -308,7 +328,7 @@ mod tests {
     fn finds(change: impl FnOnce(&mut Report), part: &str, verdict: Verdict, remedy: &str) {
         let mut report = healthy();
         change(&mut report);
-        let mut findings = judge("p", "vg/pool", 200, &report);
+        let mut findings = judged(&group(), None, &report);
         findings.retain(|finding| finding.verdict != Verdict::Well);
         let said: Vec<_> =
             findings.iter().map(|it| (it.verdict, it.subject.as_str(), it.what.as_str())).collect();
@@ -318,7 +338,7 @@ mod tests {
     }
 
     fn lvm(report: &mut Report) -> &mut LvmFacts {
-        report.lvm.as_mut().unwrap()
+        report.lvm.as_mut().unwrap().as_mut().unwrap()
     }
 
     fn kernel(report: &mut Report) -> &mut KernelFacts {
@@ -331,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_healthy_pool() {
-        let findings = judge("p", "vg/pool", 200, &healthy());
+        let findings = judged(&group(), None, &healthy());
         assert!(findings.iter().all(|finding| finding.verdict == Verdict::Well));
         assert_eq!(findings.len(), 8, "each thing that was looked at is said");
     }
@@ -341,8 +361,8 @@ mod tests {
         let failure = Verdict::Failure;
         finds(|it| it.mapper = Err("no".into()), "device-mapper", failure, "modprobe dm_mod");
         finds(|it| it.thin_target = false, "dm_thin_pool", failure, "modprobe dm_thin_pool");
-        finds(|it| it.groups = Ok(2), "volume group", failure, "vgrename");
-        finds(|it| it.groups = Ok(0), "volume group", failure, "pvs");
+        finds(|it| it.groups = Some(Ok(2)), "volume group", failure, "vgrename");
+        finds(|it| it.groups = Some(Ok(0)), "volume group", failure, "pvs");
         let complains = |it: &mut Report| it.complaints.push("PV x was already found".into());
         finds(complains, "LVM complains", Verdict::Warning, "PV x was already found. Where two devices");
     }
@@ -354,10 +374,15 @@ mod tests {
         finds(|it| lvm(it).transaction = 8, "count of changes", failure, "vgcfgrestore");
         finds(|it| lvm(it).monitored = false, "monitoring", warning, "lvchange --monitor y vg/pool");
         finds(|it| lvm(it).threshold = 100, "monitoring", warning, "threshold is 100");
-        finds(|it| it.lvm = Err("gone".into()), "LVM", failure, "gone");
+        finds(|it| it.lvm = Some(Err("gone".into())), "LVM", failure, "gone");
         finds(|it| kernel(it).trouble = Some("sick".into()), "state", failure, "sick");
-        finds(|it| kernel(it).full = true, "data", failure, "lvextend -L +SIZE vg/pool");
-        finds(|it| kernel(it).data.0 = Bytes::gib(9), "data", warning, "lvextend -L +SIZE vg/pool");
+        finds(|it| kernel(it).full = true, "data", failure, "lagan pool extend --lvm vg/pool --by SIZE");
+        finds(
+            |it| kernel(it).data.0 = Bytes::gib(9),
+            "data",
+            warning,
+            "lagan pool extend --lvm vg/pool --by SIZE",
+        );
         finds(|it| it.records = Err("holds no records".into()), "records", failure, "lagan pool restore");
         finds(|it| records(it).damaged = 2, "records", failure, "lagan pool restore");
         let lost = |it: &mut Report| {
@@ -369,21 +394,25 @@ mod tests {
 
     #[test]
     fn metadata_that_cannot_last() {
-        let metadata = |used, total| move |it: &mut Report| kernel(it).metadata = (used, total);
-        let full = metadata(Bytes::mib(60), Bytes::mib(64));
-        finds(full, "metadata", Verdict::Failure, "lvextend --poolmetadatasize +64m vg/pool");
-        // 163,840 blocks take 868 blocks of metadata: 3.4 MiB, which has to be 75 % of it.
-        let small = metadata(Bytes::mib(1), Bytes::mib(4));
-        finds(small, "metadata", Verdict::Warning, "lvextend --poolmetadatasize +1m vg/pool");
-        let promised = |it: &mut Report| records(it).snapshots = Bytes::gib(1000);
-        finds(promised, "metadata", Verdict::Warning, "+277m");
-        let larger = |it: &mut Report| {
-            promised(it);
-            lvm(it).chunk = Bytes::mib(1);
-        };
+        let full = |it: &mut Report| kernel(it).metadata.0 = Bytes::mib(60);
+        finds(full, "metadata", Verdict::Failure, "lagan pool extend --lvm vg/pool --metadata 64MiB");
+        let small = |it: &mut Report| kernel(it).whole = Bytes::mib(64);
+        finds(small, "metadata", Verdict::Warning, "cannot map all of the pool in blocks of 64.0 KiB");
+        let promised = |it: &mut Report| kernel(it).worst = Bytes::mib(164);
+        finds(promised, "metadata", Verdict::Warning, "--metadata 104MiB");
+    }
+
+    #[test]
+    fn a_pool_on_a_disk_of_its_own_or_extended_by_the_driver() {
         let mut report = healthy();
-        larger(&mut report);
-        assert!(judge("p", "vg/pool", 200, &report).iter().all(|it| it.verdict == Verdict::Well));
+        (report.groups, report.lvm) = (None, None);
+        kernel(&mut report).full = true;
+        let findings = judged(&Place::Block("/dev/sdx".into()), None, &report);
+        let full = findings.iter().find(|it| it.verdict != Verdict::Well).unwrap();
+        assert!(full.what.contains("`lagan pool extend --device /dev/sdx`"), "{}", full.what);
+        let mut report = healthy();
+        lvm(&mut report).monitored = false;
+        assert!(judged(&group(), Some(80), &report).iter().all(|it| it.verdict == Verdict::Well));
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! A thin pool in a model of device-mapper, which is ill at will.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use lagan::{
+    bytes::Bytes,
+    digest::Digest,
+    error::ErrorKind,
+    id::{SnapshotId, VolumeId},
+    pool::{
+        Attach, Pool, Role,
+        record::{Asked, Content, Snapshot, Timestamp, Volume},
+        thin::{Model, Place, Settings, ThinPool},
+    },
+    sys::{
+        cmd::Commands,
+        dm::{Door, Suspend, fake::FakeMapper},
+    },
+};
+
+use crate::rig::progress;
+
+/// The first number of ours that is not the keeper's.
+const FIRST: u32 = (1 << 20) + 1;
+
+struct Ill {
+    mapper: FakeMapper,
+    settings: Settings,
+}
+
+impl Ill {
+    fn new(data: Bytes) -> Self {
+        let mapper = FakeMapper::new(Path::new("/var/tmp"), data).unwrap();
+        let settings = Settings {
+            place: Place::Model(Model::new(mapper.clone(), "machine").unwrap()),
+            machine: "machine".into(),
+            reserve_percent: 5,
+            overcommit_percent: 1000,
+            freeze_limit: Duration::from_secs(5),
+            templates: 0,
+            extend: None,
+        };
+        Self { mapper, settings }
+    }
+
+    fn open(&self) -> ThinPool {
+        let commands = Arc::new(Commands::find());
+        ThinPool::open(self.settings.clone(), Role::Both, None, commands, None).unwrap()
+    }
+}
+
+fn volume(pool: &ThinPool, size: Bytes) -> Volume {
+    Volume {
+        id: VolumeId::random(pool.id()),
+        name: "v".into(),
+        size,
+        content: Content::Raw,
+        block: true,
+        source: None,
+        asked: Asked { required: Bytes::ZERO, limit: Bytes::ZERO, digest: Digest::of([]) },
+        created: Timestamp::now(),
+        grants: Vec::new(),
+    }
+}
+
+async fn create(pool: &ThinPool) -> Volume {
+    let volume = volume(pool, Bytes::mib(64));
+    pool.create_volume(&volume, &progress()).await.unwrap();
+    volume
+}
+
+fn snapshot_of(volume: &Volume) -> Snapshot {
+    Snapshot {
+        id: SnapshotId::random(volume.id.pool),
+        name: "s".into(),
+        volume: volume.id,
+        size: volume.size,
+        content: Content::Raw,
+        block: true,
+        used: Bytes::ZERO,
+        created: Timestamp::now(),
+        group: None,
+    }
+}
+
+#[tokio::test]
+async fn a_number_of_somebody_else_is_neither_taken_nor_removed() {
+    let ill = Ill::new(Bytes::gib(4));
+    ill.mapper.intrude(FIRST).unwrap();
+    let pool = ill.open();
+    let volume = create(&pool).await;
+    pool.delete_volume(volume.id).await.unwrap();
+    drop(pool);
+    assert!(ill.open().recover().await.unwrap().is_empty());
+    let again = ill.mapper.intrude(FIRST).unwrap_err();
+    assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists, "it is still there");
+}
+
+#[tokio::test]
+async fn a_pool_that_takes_no_changes_is_seen_and_left_as_it_is() {
+    let ill = Ill::new(Bytes::gib(4));
+    let pool = ill.open();
+    let kept = create(&pool).await;
+    ill.mapper.set_read_only(true);
+    let refused = pool.create_volume(&volume(&pool, Bytes::mib(64)), &progress()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    let refused = pool.create_snapshot(&snapshot_of(&kept), &progress()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    assert_eq!(pool.delete_volume(kept.id).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(pool.list().await.unwrap().volumes, std::slice::from_ref(&kept));
+    assert_eq!(pool.examine(&kept).await.unwrap()[0].reason, "PoolNeedsRepair");
+    ill.mapper.set_read_only(false);
+    pool.delete_volume(kept.id).await.unwrap();
+    assert!(pool.list().await.unwrap().volumes.is_empty());
+}
+
+#[tokio::test]
+async fn a_full_pool_says_so() {
+    let ill = Ill::new(Bytes::gib(4));
+    let pool = ill.open();
+    let kept = create(&pool).await;
+    let held = pool.attach(kept.id, &raw()).await.unwrap();
+    std::fs::write(&held.attached.device.path, vec![1; 8 << 20]).unwrap();
+    ill.mapper.set_data(Bytes::mib(8));
+    assert_eq!(pool.capacity().await.unwrap().free, Bytes::ZERO);
+    let told: Vec<_> = pool.fills().await.unwrap().iter().map(lagan::pool::fill::Fill::level).collect();
+    assert_eq!(told, [95, 0]);
+    assert_eq!(pool.examine(&kept).await.unwrap()[0].reason, "PoolNearlyFull");
+}
+
+fn raw() -> Attach {
+    Attach { read_only: false, transient: false, label: "block".into() }
+}
+
+#[tokio::test]
+async fn what_stands_still_at_the_start_goes_on() {
+    let ill = Ill::new(Bytes::gib(4));
+    let pool = ill.open();
+    let volume = create(&pool).await;
+    drop(pool.attach(volume.id, &raw()).await.unwrap());
+    // In use: the model takes a snapshot of it only while it stands still.
+    pool.create_snapshot(&snapshot_of(&volume), &progress()).await.unwrap();
+    let name = format!("lagan-{}", volume.id.uuid.simple());
+    ill.mapper.suspend(&name, Suspend::Clean).unwrap();
+    drop(pool);
+    let pool = ill.open();
+    assert_eq!(pool.recover().await.unwrap(), [format!("let device {name} go on")]);
+    assert!(!ill.mapper.info(&name).unwrap().unwrap().suspended);
+    pool.detach(volume.id, None).await.unwrap();
+    pool.delete_volume(volume.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn more_than_the_metadata_could_ever_hold_is_refused() {
+    let ill = Ill::new(Bytes::gib(4));
+    let pool = ill.open();
+    // 64 MiB of metadata are worth 16,384 blocks, and a GiB may take 165 of them.
+    let fits = volume(&pool, Bytes::gib(90));
+    pool.create_volume(&fits, &progress()).await.unwrap();
+    let refused = pool.create_volume(&volume(&pool, Bytes::gib(10)), &progress()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused:?}");
+    assert_eq!(pool.list().await.unwrap().volumes.len(), 1, "nothing is left of it");
+    let longer = Volume { size: Bytes::gib(100), ..fits.clone() };
+    assert_eq!(pool.grow_volume(&longer).await.unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(pool.find_volume(fits.id).await.unwrap(), Some(fits));
+}
