@@ -84,6 +84,8 @@ async fn records_that_are_lost_come_back() {
     overwrite("/dev/urandom");
     says(&restore(&[]), 0, "put back, 0 were there");
     says(&restore(&[]), 0, "0 records of pool");
+    // While the keeper is there, LVM refuses to remove them.
+    assert!(ground.lagan(&["pool", "stop", "--lvm", PLACE]).status.success());
     lvm(&["lvremove", "-fy", &format!("{VG}/{POOL}_lagan")]);
     says(&restore(&[]), 0, "put back, 0 were there");
     let mut daemon = ground.start().await;
