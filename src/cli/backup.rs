@@ -72,7 +72,7 @@ fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// Puts the records back. Exit status 1 where some could not be: each is named.
-pub(super) fn restore(args: RestoreArgs) -> Result<ExitCode> {
+pub(super) fn restore(machine: &str, args: RestoreArgs) -> Result<ExitCode> {
     let what = || format!("read {}", args.file.display());
     let mut text = String::new();
     std::fs::File::open(&args.file).doing(what)?.take(LIMIT + 1).read_to_string(&mut text).doing(what)?;
@@ -81,7 +81,7 @@ pub(super) fn restore(args: RestoreArgs) -> Result<ExitCode> {
     }
     let backup = Backup::from_text(&text).map_err(|error| error.within(what()))?;
     let done = match thin_place(&args.place.place()) {
-        Ok(place) => thin::restore(&place, &backup, args.replace, &Commands::find())?,
+        Ok(place) => thin::restore(&place, machine, &backup, args.replace, &Commands::find())?,
         Err(directory) => file::restore(directory, &backup, args.replace)?,
     };
     let pool = backup.header.pool;

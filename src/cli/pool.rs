@@ -151,14 +151,16 @@ pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
             out::talk("adopted");
         }
         PoolCommand::Backup(args) => return backup(args),
-        PoolCommand::Restore(args) => return restore(args),
+        PoolCommand::Restore(args) => return restore(&config.machine_id, args),
         PoolCommand::Stop { place } => match thin_place(&place.place()) {
             Ok(place) => thin::stop(&place, &Commands::find())?,
             Err(directory) => file::close(directory)?,
         },
-        PoolCommand::Extend { place, by, metadata } => extend(&place.place(), by, metadata)?,
+        PoolCommand::Extend { place, by, metadata } => {
+            extend(&config.machine_id, &place.place(), by, metadata)?
+        }
         PoolCommand::Repair { device } => {
-            thin::repair(&device, &Commands::find())?;
+            thin::repair(&device, &config.machine_id, &Commands::find())?;
             out::talk(
                 "its metadata was written anew: start the driver, and compare what is there with what should be",
             );
@@ -196,11 +198,11 @@ fn init(config: &Config, place: &Place, image: Option<Bytes>, destroy: Option<&s
     out::line(&configuration_of(place))
 }
 
-fn extend(place: &Place, by: Option<Bytes>, metadata: Option<Bytes>) -> Result<()> {
+fn extend(machine: &str, place: &Place, by: Option<Bytes>, metadata: Option<Bytes>) -> Result<()> {
     let commands = Commands::find();
     match thin_place(place) {
         Ok(place) => {
-            if !thin::extend(&place, by, metadata, &commands)? {
+            if !thin::extend(&place, machine, by, metadata, &commands)? {
                 out::talk("the disk is as long as the pool: there is nothing to take in");
                 return Ok(());
             }

@@ -96,11 +96,10 @@ impl Engine {
                     LONGEST
                 }
             };
-            // Events may come in crowds.
-            tokio::time::sleep(SHORTEST).await;
             tokio::select! {
-                () = tokio::time::sleep(next.saturating_sub(SHORTEST)) => {}
-                () = pool.changed() => {}
+                () = tokio::time::sleep(next) => {}
+                // Events may come in crowds.
+                () = pool.changed() => tokio::time::sleep(SHORTEST / 4).await,
             }
         }
     }

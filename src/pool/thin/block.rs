@@ -13,7 +13,7 @@ use super::{
     devices::{self, OURS},
     header::Header,
     layout::{self, LEAST, Layout, RECORDS},
-    place::{Device, Found, open_mapper},
+    place::{Device, Found, Start, open_mapper},
     slots::Slots,
 };
 use crate::{
@@ -165,16 +165,22 @@ fn running(mapper: &Mapper, name: &str) -> Result<Option<Info>> {
 }
 
 fn remove(mapper: &Mapper, name: &str) -> Result<()> {
-    if mapper.remove(name).doing(|| format!("remove device {name}"))? {
-        return Ok(());
+    // udev opens each device for a moment.
+    for pause in [0, 5, 20, 50, 100, 200, 500] {
+        std::thread::sleep(Duration::from_millis(pause));
+        if mapper.remove(name).doing(|| format!("remove device {name}"))? {
+            return Ok(());
+        }
     }
     Err(Error::new(ErrorKind::InUse, format!("device {name} is in use")))
 }
 
-/// Asks the checker whether a pool may run on this metadata.
+/// Asks the checker whether a pool may run on this metadata. The kernel asks for a check after a failure, and runs the pool
+/// read-only until it is told that there was one.
 fn check(metadata: &Info, commands: &Commands) -> Result<()> {
     let node = device::node_of("dm-", metadata.number);
-    let finished = commands.run(Tool::ThinCheck, &[&node], PATIENCE, AfterDeadline::Kill)?;
+    let arguments = [Path::new("--clear-needs-check-flag"), &node];
+    let finished = commands.run(Tool::ThinCheck, &arguments, PATIENCE, AfterDeadline::Kill)?;
     if finished.status.success() {
         return Ok(());
     }
@@ -209,37 +215,30 @@ pub(super) fn ensure_header(path: &Path, header: &Header) -> Result<()> {
 }
 
 /// Finds the pool on a disk, and starts it where this process may.
-pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
-    if role == Role::Observer {
-        let taken = Taken::open(path)?;
-        let look = |part: Part| -> Result<Info> {
-            let name = part.name(taken.header.id);
-            let stopped = || Error::new(ErrorKind::Unavailable, format!("{} is not started", path.display()));
-            mapper.info(&name).doing(|| format!("look for device {name}"))?.ok_or_else(stopped)
-        };
-        let below = look(Part::Pool).map(|info| (info.name, info.number)).map_err(|error| error.to_string());
-        return Ok(Found {
-            records: taken.records(mapper, look(Part::Records)?),
-            below,
-            foreign: Vec::new(),
-            beside: Vec::new(),
-            parts: Vec::new(),
-        });
-    }
-    let _alone = Taken::lock(path)?;
-    let taken = Taken::open(path)?;
-    let records = taken.start(mapper, Part::Records)?;
-    let below = taken.start_pool(mapper, commands).map(|info| (info.name, info.number));
-    let below = below.map_err(|error| error.to_string());
-    Ok(Found {
+pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, start: Start<'_>) -> Result<Found> {
+    let found = |taken: &Taken, records: Info, below: Result<Info>| Found {
         records: taken.records(mapper, records),
-        below,
+        below: below.map(|info| (info.name, info.number)).map_err(|error| error.to_string()),
         foreign: Vec::new(),
         beside: Vec::new(),
         parts: Vec::new(),
-    })
+    };
+    let look = |taken: &Taken, part: Part| -> Result<Info> {
+        let name = part.name(taken.header.id);
+        let stopped = || Error::new(ErrorKind::Unavailable, format!("{} is not started", path.display()));
+        mapper.info(&name).doing(|| format!("look for device {name}"))?.ok_or_else(stopped)
+    };
+    if let Start::Nothing = start {
+        let taken = Taken::open(path)?;
+        return Ok(found(&taken, look(&taken, Part::Records)?, look(&taken, Part::Pool)));
+    }
+    let _alone = Taken::lock(path)?;
+    let taken = Taken::open(path)?;
+    start.check(&taken.header)?;
+    let records = taken.start(mapper, Part::Records)?;
+    let below = if start.runs_pool() { taken.start_pool(mapper, commands) } else { look(&taken, Part::Pool) };
+    Ok(found(&taken, records, below))
 }
-
 /// Makes a pool of a blank disk. One that is not blank is destroyed only where `destroy` names it: by its serial number, or
 /// by a uuid that lies on it.
 ///
@@ -277,22 +276,32 @@ pub(super) fn init(path: &Path, machine: &str, destroy: Option<&str>, commands: 
     // Device-mapper wants it for itself.
     drop(disk);
     let taken = Taken { disk: Disk::open(path)?, header, layout };
-    let records = taken.start(&mapper, Part::Records)?;
-    let metadata = taken.start(&mapper, Part::Metadata)?;
+    let made = fill(&taken, &mapper).map_err(|error| error.within(what()));
+    if made.is_err() {
+        // Nobody could find them without a header.
+        Part::ALL.iter().rev().for_each(|part| remove(&mapper, &part.name(id)).unwrap_or_default());
+    }
+    made.map(|()| id)
+}
+
+/// Puts an empty thin pool and empty records on a disk that was taken; the header comes last.
+fn fill(taken: &Taken, mapper: &Mapper) -> Result<()> {
+    let id = taken.header.id;
+    let records = taken.start(mapper, Part::Records)?;
+    let metadata = taken.start(mapper, Part::Metadata)?;
     // The kernel makes new metadata where the first block is blank.
     let blank = mapper.open(&metadata).and_then(|device| {
         device.write_all_at(&[0; 4096], 0)?;
         device.sync_data()
     });
-    blank.doing(what)?;
-    let data = taken.start(&mapper, Part::Data)?;
+    blank.doing(|| "blank the metadata")?;
+    let data = taken.start(mapper, Part::Data)?;
     let table = taken.layout.pool_table(metadata.number, data.number);
-    let pool = devices::start(&mapper, &Part::Pool.name(id), &uuid_of(id, Part::Pool), &table, false)?;
-    if below::create(&mapper, &pool.name, below::FIRST)? == Made::Taken {
-        return Err(Error::new(ErrorKind::Broken, format!("{}: the new thin pool is not empty", what())));
+    let pool = devices::start(mapper, &Part::Pool.name(id), &uuid_of(id, Part::Pool), &table, false)?;
+    if below::create(mapper, &pool.name, below::FIRST)? == Made::Taken {
+        return Err(Error::new(ErrorKind::Broken, "the new thin pool is not empty"));
     }
-    Slots::format(&taken.records(&mapper, records).open()?, &taken.header)?;
-    Ok(id)
+    Slots::format(&taken.records(mapper, records).open()?, &taken.header)
 }
 
 /// Removes the devices of a pool that nobody uses.
@@ -304,10 +313,10 @@ pub(super) fn stop(mapper: &Mapper, id: PoolId) -> Result<()> {
 ///
 /// # Errors
 /// `Busy` while it is started or changed by somebody else; those of device-mapper.
-pub(super) fn extend(path: &Path, commands: &Commands) -> Result<bool> {
+pub(super) fn extend(path: &Path, machine: &str, commands: &Commands) -> Result<bool> {
     let what = || format!("extend the pool on {}", path.display());
     let mapper = open_mapper()?;
-    let records = find(path, &mapper, commands, Role::Both)?.records;
+    let records = find(path, &mapper, commands, Start::Pool(machine))?.records;
     let _alone = Taken::lock(path)?;
     let mut taken = Taken::open(path)?;
     if taken.layout.extend(taken.disk.size) {
@@ -343,10 +352,11 @@ pub(super) fn extend(path: &Path, commands: &Commands) -> Result<bool> {
 ///
 /// # Errors
 /// `Mismatch` where nothing is wrong with it; `InUse` where the pool runs; what the tools say.
-pub fn repair(path: &Path, commands: &Commands) -> Result<()> {
+pub fn repair(path: &Path, machine: &str, commands: &Commands) -> Result<()> {
     let mapper = open_mapper()?;
     let _alone = Taken::lock(path)?;
     let taken = Taken::open(path)?;
+    Start::Pool(machine).check(&taken.header)?;
     let (id, what) = (taken.header.id, || format!("repair the pool on {}", path.display()));
     if running(&mapper, &Part::Pool.name(id))?.is_some() {
         let what = format!("{}: it runs; stop the driver, then `lagan pool stop`", what());

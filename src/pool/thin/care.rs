@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::{
     Inner, Place,
     below::{METADATA_BLOCK, Status},
-    lvm,
+    lvm::{self, Longer},
     slots::Object,
 };
 use crate::{
@@ -37,8 +37,11 @@ pub struct Extend {
 }
 
 impl Extend {
-    fn wanted(self, used: Bytes, total: Bytes) -> Option<Bytes> {
-        Some(total.percent(self.by_percent)).filter(|_| used >= total.percent(self.at_percent))
+    /// The length that is wanted, where one is that it does not have.
+    fn wanted(self, fill: &Fill) -> Option<Longer> {
+        let Fill { part, used, total } = *fill;
+        let longer = Longer::To(part, total.plus(total.percent(self.by_percent)));
+        Some(longer).filter(|_| used >= total.percent(self.at_percent))
     }
 }
 
@@ -71,9 +74,17 @@ impl Status {
 }
 
 impl Inner {
+    /// Records the intent to make devices of these lengths together, where [`Inner::admit`] allows it: nobody else is
+    /// admitted in between.
+    pub(super) fn admitted<T>(&self, more: Bytes, record: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _one = self.admitting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.admit(more)?;
+        record()
+    }
+
     /// Refuses another device of this length, or so much growth of one, where writers alone could fill the metadata
     /// some day: that breaks the pool, and no request could be refused then any more.
-    pub(super) fn admit(&self, more: Bytes) -> Result<()> {
+    fn admit(&self, more: Bytes) -> Result<()> {
         let status = self.check()?;
         let shortage = |status: &Status| {
             let mut lengths = self.slots.map(|entry| length_of(&entry.object));
@@ -90,7 +101,8 @@ impl Inner {
             // Somebody else may have done it meanwhile; and a little more, so that not every request does.
             let still = shortage(&self.status()?);
             if still > Bytes::ZERO {
-                lvm::extend(group, None, Some(still.plus(still).plus(Bytes::mib(4))), &self.commands)?;
+                let longer = Longer::By(Part::Metadata, still.plus(still).plus(Bytes::mib(4)));
+                lvm::extend(group, longer, &self.commands)?;
             }
             drop(one);
             return Ok(());
@@ -109,13 +121,16 @@ impl Inner {
             return Ok(());
         };
         let _one = self.extending.lock().unwrap_or_else(PoisonError::into_inner);
-        let Status { data, metadata, .. } = self.status()?;
-        let wanted = [data, metadata].map(|amount| extend.wanted(amount.used, amount.total));
-        let [data, metadata] = wanted;
-        if data.is_some() || metadata.is_some() {
-            lvm::extend(group, data, metadata, &self.commands)?;
-            let say = |by: Option<Bytes>| by.unwrap_or_default();
-            tracing::warn!(pool = %self.id, data = %say(data), metadata = %say(metadata), "pool extended");
+        let mut wanted: Vec<Longer> =
+            self.status()?.fills().iter().filter_map(|fill| extend.wanted(fill)).collect();
+        // Metadata first: more data needs more of it. But one that cannot be had does not keep the other from it.
+        wanted.reverse();
+        let extended: Vec<_> = wanted
+            .into_iter()
+            .map(|longer| lvm::extend(group, longer, &self.commands).map(|()| longer))
+            .collect();
+        for longer in extended {
+            tracing::warn!(pool = %self.id, longer = ?longer?, "pool extended");
         }
         Ok(())
     }
@@ -158,7 +173,8 @@ mod tests {
     #[test]
     fn a_pool_is_extended_from_the_mark_on() {
         let extend = Extend { at_percent: 80, by_percent: 20 };
-        assert_eq!(extend.wanted(Bytes::mib(79), Bytes::mib(100)), None);
-        assert_eq!(extend.wanted(Bytes::mib(80), Bytes::mib(100)), Some(Bytes::mib(20)));
+        let fill = |used| Fill { part: Part::Data, used: Bytes::mib(used), total: Bytes::mib(100) };
+        assert_eq!(extend.wanted(&fill(79)), None);
+        assert_eq!(extend.wanted(&fill(80)), Some(Longer::To(Part::Data, Bytes::mib(120))));
     }
 }

@@ -167,7 +167,12 @@ impl Devices {
                 let (target, text) = ("linear".into(), format!("{number} 0"));
                 table.push(Line { start, length: BLOCK.get() / SECTOR, target, text });
             }
-            start(&self.mapper, &name, &format!("{OURS}{}-keeper", self.pool), &table, true)?;
+            let made = start(&self.mapper, &name, &format!("{OURS}{}-keeper", self.pool), &table, true);
+            // The other process that serves the pool may have made it meanwhile.
+            let there = self.mapper.info(&name).doing(|| "look for the keeper")?;
+            if there.is_none_or(|keeper| !keeper.active) {
+                made?;
+            }
         }
         Ok(())
     }

@@ -63,7 +63,6 @@ impl Inner {
             let snapshot = Snapshot { size: volume.size, used, ..member.clone() };
             parts.push(Part { snapshot, thin: NO_THIN, origin: entry.thin });
         }
-        self.admit(parts.iter().fold(Bytes::ZERO, |sum, part| sum.plus(part.snapshot.used)))?;
         self.take_numbers(&mut parts)?;
         match self.make_group(group, &mut parts) {
             Ok(()) => Ok(parts.into_iter().map(|part| part.snapshot).collect()),
@@ -90,7 +89,8 @@ impl Inner {
         let recorded = |parts: &[Part]| parts.iter().map(Part::recorded).collect::<Vec<_>>();
         let mut begun = recorded(parts);
         begun.push((NO_THIN, whole.clone()));
-        self.slots.put_all(Stage::Making, begun)?;
+        let length = parts.iter().fold(Bytes::ZERO, |sum, part| sum.plus(part.snapshot.used));
+        self.admitted(length, || self.slots.put_all(Stage::Making, begun))?;
         let owners: Vec<_> = parts.iter().map(|part| part.snapshot.volume.uuid).collect();
         self.settle(&owners)?;
         self.paused(&owners, || parts.iter_mut().try_for_each(|part| self.cut(part)))?;
@@ -113,7 +113,10 @@ impl Inner {
     /// Takes back what was begun. What cannot be, the next start does.
     fn unmake_group(&self, group: &Group, parts: &[Part], why: Error) -> Error {
         let made = || parts.iter().filter(|part| part.thin != NO_THIN);
-        let undone = made().try_for_each(|part| self.remove_thin(part.thin)).and_then(|()| {
+        // If a flush has failed nobody knows what the records say by now: only the next start may decide.
+        let removed =
+            self.slots.check().and_then(|()| made().try_for_each(|part| self.remove_thin(part.thin)));
+        let undone = removed.and_then(|()| {
             let mut all: Vec<_> = parts.iter().map(Part::recorded).collect();
             all.push((NO_THIN, Object::Group(group.clone())));
             self.slots.put_all(Stage::Removed, all)

@@ -1,22 +1,22 @@
 //! Where a thin pool of LVM is, and how one is prepared. LVM runs here and nowhere else: one report at the start, and what
 //! a person asks for.
 
-use std::{fmt, time::Duration};
+use std::{fmt, os::unix::fs::FileExt, time::Duration};
 
 use serde::Deserialize;
 
 use super::{
     below,
     header::Header,
-    place::{Device, Found, open_mapper},
-    slots::Slots,
+    place::{Device, Found, Start, open_mapper},
+    slots::{self, Slots},
     tenants,
 };
 use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
     id::PoolId,
-    pool::Role,
+    pool::fill::Part,
     sys::{
         cmd::{AfterDeadline, Commands, Tool},
         dm::{Info, Mapper},
@@ -151,7 +151,12 @@ fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
 ///
 /// # Errors
 /// `Unavailable` where the group, the pool or its records are not there.
-pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
+pub(super) fn find(
+    place: &VolumeGroup,
+    mapper: &Mapper,
+    commands: &Commands,
+    start: Start<'_>,
+) -> Result<Found> {
     let lines = report(place, commands)?;
     let missing = |name: &str| {
         let what = format!(
@@ -173,7 +178,7 @@ pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, ro
         run(commands, AfterDeadline::LeaveRunning, &["lvchange", "-ay", "-K", "--", &full])
     };
     let mut records = look(record, &[""])?;
-    if records.is_none() && role != Role::Observer {
+    if records.is_none() && !matches!(start, Start::Nothing) {
         activate(&records_of(place))?;
         records = look(record, &[""])?;
     }
@@ -182,11 +187,22 @@ pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, ro
         Error::new(ErrorKind::Unavailable, what)
     };
     let records = records.ok_or_else(inactive)?;
+    let records = Device {
+        mapper: mapper.clone(),
+        name: records.name,
+        number: records.number,
+        what: format!("the records of {place}"),
+    };
+    if let Start::Pool(_) = start
+        && let Some(header) = Header::read(&records.open()?, Bytes::ZERO)?
+    {
+        start.check(&header)?;
+    }
     // With an LV in it the pool is a layer of its own; its anchor makes it one.
     let layers = ["-tpool", ""];
     let mut below = look(pool, &layers)?;
     let mut why = String::new();
-    if below.is_none() && role != Role::Observer {
+    if below.is_none() && start.runs_pool() {
         why = activate(&anchor).err().map(|error| format!(": {error}")).unwrap_or_default();
         below = look(pool, &layers)?;
     }
@@ -206,12 +222,7 @@ pub(super) fn find(place: &VolumeGroup, mapper: &Mapper, commands: &Commands, ro
         beside: [Some(records.number), anchor].into_iter().flatten().collect(),
         parts: lines.iter().filter(|line| belongs(place, line)).cloned().collect(),
         below: below.map(|info| (info.name, info.number)).ok_or_else(stopped),
-        records: Device {
-            mapper: mapper.clone(),
-            name: records.name,
-            number: records.number,
-            what: format!("the records of {place}"),
-        },
+        records,
     })
 }
 
@@ -237,18 +248,22 @@ pub(super) fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> R
         return Err(Error::new(ErrorKind::Invalid, what));
     }
     let (records, anchor) = (records_of(place), anchor_of(place));
-    if line_of(&lines, &records).is_some() {
+    let change = |arguments: &[&str]| run(commands, AfterDeadline::LeaveRunning, arguments);
+    let mapper = open_mapper()?;
+    if line_of(&lines, &records).is_none() {
+        make_records(place, &lines, commands)?;
+        // What lies there may be the records of a pool that is no more.
+        let made = find(place, &mapper, commands, Start::Records)?.records.open()?;
+        made.write_all_at(&[0; 2 * slots::BLOCK], 0).and_then(|()| made.sync_data()).doing(what)?;
+    } else if find(place, &mapper, commands, Start::Records)?.header().is_ok() {
         return Err(Error::new(ErrorKind::Mismatch, format!("{}: there is one already", what())));
     }
-    let change = |arguments: &[&str]| run(commands, AfterDeadline::LeaveRunning, arguments);
-    make_records(place, &lines, commands)?;
     let full = format!("{}/{}", place.vg, place.thin_pool);
     if line_of(&lines, &anchor).is_none() {
         change(&["lvcreate", "-y", "-n", &anchor, "-V", "4m", "--thinpool", &full])?;
     }
     change(&["lvchange", "--addtag", "lagan", "--", &full])?;
-    let mapper = open_mapper()?;
-    let found = find(place, &mapper, commands, Role::Both)?;
+    let found = find(place, &mapper, commands, Start::New)?;
     let (below, _) = found.below.map_err(|why| Error::new(ErrorKind::Unavailable, why))?;
     let header = Header::new(machine, None);
     if below::create(&mapper, &below, below::FIRST)? == below::Made::Taken {
@@ -286,23 +301,36 @@ pub(super) fn ensure_records(place: &VolumeGroup, commands: &Commands) -> Result
     Ok(missing)
 }
 
+/// What of a pool is made longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Longer {
+    /// Its data, or its metadata, by so much.
+    By(Part, Bytes),
+    /// To this length, or to what there is: asked twice it is done once.
+    To(Part, Bytes),
+}
+
 /// Makes the data or the metadata of a pool longer, from what the volume group has free. The pool may be in use. Nothing
 /// kills the command: it would leave the pool standing still.
 ///
 /// # Errors
 /// What LVM says against it.
-pub(super) fn extend(
-    place: &VolumeGroup,
-    data: Option<Bytes>,
-    metadata: Option<Bytes>,
-    commands: &Commands,
-) -> Result<()> {
-    // Metadata first: more data needs more of it.
-    for (option, by) in [("--poolmetadatasize", metadata), ("-L", data)] {
-        if let Some(by) = by {
-            let (by, pool) = (format!("+{}b", by.get()), place.to_string());
-            run(commands, AfterDeadline::LeaveRunning, &["lvextend", option, &by, "--", &pool])?;
-        }
+pub(super) fn extend(place: &VolumeGroup, longer: Longer, commands: &Commands) -> Result<()> {
+    let (Longer::By(part, _) | Longer::To(part, _)) = longer;
+    let option = if part == Part::Metadata { "--poolmetadatasize" } else { "--size" };
+    let pool = place.to_string();
+    let extend = |option: &str, size: &str| {
+        run(commands, AfterDeadline::LeaveRunning, &["lvextend", option, size, "--", &pool]).map(drop)
+    };
+    match longer {
+        Longer::By(_, by) => extend(option, &format!("+{}b", by.get())),
+        Longer::To(_, length) => extend(option, &format!("{}b", length.get())).or_else(|error| {
+            // Less than was wanted is better than nothing.
+            if part == Part::Data {
+                extend("--extents", "+100%FREE").map_err(|_none| error)
+            } else {
+                Err(error)
+            }
+        }),
     }
-    Ok(())
 }

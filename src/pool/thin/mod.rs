@@ -25,7 +25,7 @@ use super::{
 use crate::{
     blocking::blocking,
     bytes::Bytes,
-    error::{Error, ErrorKind, Result},
+    error::{Chain, Error, ErrorKind, Result},
     id::{GroupId, PoolId, SnapshotId, VolumeId},
     sys::{cmd::Commands, device::DeviceNumber, file::ByteLock, minder::Minder, superblock::Contents},
 };
@@ -62,6 +62,7 @@ pub use restore::{backup, restore};
 
 use below::{Mode, Status};
 use devices::Devices;
+use place::Start;
 use slots::{Entry, Object, Slots, Stage};
 use templates::Thins;
 
@@ -90,6 +91,14 @@ pub struct ThinPool {
     inner: Arc<Inner>,
 }
 
+/// Numbers of thin devices.
+#[derive(Debug)]
+struct Numbers {
+    taken: HashSet<u32>,
+    /// Where a free one is looked for.
+    next: u32,
+}
+
 #[derive(Debug)]
 struct Inner {
     id: PoolId,
@@ -101,12 +110,13 @@ struct Inner {
     commands: Arc<Commands>,
     minder: Option<Arc<Minder>>,
     /// Numbers of thin devices that are in use, and those that were found taken.
-    thins: Mutex<HashSet<u32>>,
+    thins: Mutex<Numbers>,
     templates: Templates,
     template_thins: Mutex<Thins>,
     /// Deleting holds the pool: one at a time.
     deleting: Mutex<()>,
     extending: Mutex<()>,
+    admitting: Mutex<()>,
     /// Lengths of the thin volumes of LVM in the pool.
     foreign: Vec<Bytes>,
     _locks: Vec<ByteLock>,
@@ -126,7 +136,8 @@ impl ThinPool {
         minder: Option<Arc<Minder>>,
     ) -> Result<Self> {
         let mapper = settings.place.mapper()?;
-        let found = place::find(&settings.place, &mapper, &commands, role)?;
+        let start = if role == Role::Observer { Start::Nothing } else { Start::Pool(&settings.machine) };
+        let found = place::find(&settings.place, &mapper, &commands, start)?;
         let header = found.header()?;
         let refuse = |reason: String| {
             let what = format!("pool {}: {reason}", settings.place);
@@ -135,12 +146,9 @@ impl ThinPool {
         if let Some(expected) = expected.filter(|expected| *expected != header.id) {
             return refuse(format!("pool {} is here, where pool {expected} was", header.id));
         }
-        if header.machine != settings.machine {
-            return refuse(format!(
-                "it belongs to machine {}: if that one no longer serves it, run `lagan pool adopt`",
-                header.machine
-            ));
-        }
+        Start::Pool(&settings.machine)
+            .check(&header)
+            .map_err(|error| error.within(format!("pool {}", settings.place)))?;
         let locks = found.records.lock(role)?;
         if let (Place::Lvm(group), true) = (&settings.place, role.changes()) {
             for done in mend::mend(group, &found.parts, &mapper, &commands)? {
@@ -150,9 +158,14 @@ impl ThinPool {
         let devices = Devices::new(mapper, header.id, found.below);
         let slots = Slots::open(found.records.open()?, role.changes())?;
         if role != Role::Observer && devices.below().is_ok() {
-            devices.keep(below::FIRST, &found.beside)?;
+            // A pool that takes no changes is served all the same.
+            if let Err(error) = devices.keep(below::FIRST, &found.beside) {
+                tracing::error!(error = %Chain(&error), "nothing keeps the pool from being removed");
+            }
         }
-        let thins = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
+        let taken = slots.all()?.0.iter().map(|entry| entry.thin).chain([below::FIRST]).collect();
+        let next = slots.highest().clamp(below::FIRST, below::LAST - 1) + 1;
+        let thins = Numbers { taken, next };
         let (templates, template_thins) = templates::known(&slots, &commands, settings.templates)?;
         let inner = Inner {
             templates,
@@ -168,6 +181,7 @@ impl ThinPool {
             thins: Mutex::new(thins),
             deleting: Mutex::default(),
             extending: Mutex::default(),
+            admitting: Mutex::default(),
             foreign: found.foreign,
             _locks: locks,
         };
@@ -229,8 +243,9 @@ impl Inner {
 
     fn grow_volume(&self, volume: &Volume) -> Result<()> {
         let (entry, before) = self.ready_volume(volume.id)?;
-        self.admit(volume.size.minus(before.size))?;
-        self.slots.put(entry.thin, Stage::Ready, Object::Volume(volume.clone()))?;
+        let record = || self.slots.note(entry.thin, Stage::Ready, Object::Volume(volume.clone()));
+        self.admitted(volume.size.minus(before.size), record)?;
+        self.slots.flush()?;
         self.devices.resize(volume.id.uuid, entry.thin, volume.size)
     }
 }

@@ -38,16 +38,19 @@ pub(super) enum Origin {
 impl Inner {
     /// A number that no record knows; taken from now on.
     fn take_number(&self) -> Result<u32> {
-        let mut thins = self.thins.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = (below::FIRST + 1..below::LAST).find(|number| !thins.contains(number));
+        let mut numbers = self.thins.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was given back comes last: a backup of records may still name it.
+        let all = (numbers.next..below::LAST).chain(below::FIRST + 1..numbers.next);
+        let free = all.into_iter().find(|number| !numbers.taken.contains(number));
         let free =
             free.ok_or_else(|| Error::new(ErrorKind::NoSpace, "every number of a thin device is taken"))?;
-        thins.insert(free);
+        numbers.taken.insert(free);
+        numbers.next = free + 1;
         Ok(free)
     }
 
     pub(super) fn free_number(&self, thin: u32) {
-        self.thins.lock().unwrap_or_else(PoisonError::into_inner).remove(&thin);
+        self.thins.lock().unwrap_or_else(PoisonError::into_inner).taken.remove(&thin);
     }
 
     /// The same, of which the pool says that nobody has it.
@@ -65,12 +68,13 @@ impl Inner {
 
     /// Makes a thin device for an object: the intent is recorded first, so that nothing is left that no record knows.
     pub(super) fn make(&self, object: &Object, origin: Origin) -> Result<u32> {
-        self.admit(length_of(object))?;
         let (mapper, (pool, _)) = (&self.devices.mapper, self.devices.below()?);
         loop {
             // Asked before the intent is recorded: what an intent names is removed when it cannot be finished.
             let thin = self.take_free_number()?;
-            self.slots.put(thin, Stage::Making, object.clone())?;
+            let begin = || self.slots.note(thin, Stage::Making, object.clone());
+            self.admitted(length_of(object), begin).inspect_err(|_| self.free_number(thin))?;
+            self.slots.flush()?;
             let made = match origin {
                 Origin::Blank => below::create(mapper, pool, thin),
                 Origin::Quiet(origin) => below::snapshot(mapper, pool, thin, origin),
@@ -83,7 +87,8 @@ impl Inner {
             };
             match made {
                 Ok(Made::Yes) => return Ok(thin),
-                Ok(Made::Taken) => {}
+                // Somebody made it since it was looked for: not ours to remove.
+                Ok(Made::Taken) => self.slots.forget(thin, object.clone())?,
                 // It may have been made, and only too late to be what was asked for.
                 Err(error) => return Err(self.unmake(thin, object, error)),
             }
@@ -92,7 +97,12 @@ impl Inner {
 
     /// Takes back what was begun. What cannot be, the next start does.
     pub(super) fn unmake(&self, thin: u32, object: &Object, why: Error) -> Error {
-        let undone = self.remove_thin(thin).and_then(|()| self.slots.forget(thin, object.clone()));
+        // If a flush has failed nobody knows what the records say by now: only the next start may decide.
+        let undone = self
+            .slots
+            .check()
+            .and_then(|()| self.remove_thin(thin))
+            .and_then(|()| self.slots.forget(thin, object.clone()));
         match undone {
             Ok(()) => {
                 self.free_number(thin);

@@ -6,14 +6,14 @@ use super::{
     block,
     devices::Devices,
     header::Header,
-    lvm::{self, VolumeGroup},
+    lvm::{self, Longer, VolumeGroup},
     model::Model,
 };
 use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
     id::{PoolId, VolumeId},
-    pool::{Role, Sharing, byte_of},
+    pool::{Role, Sharing, byte_of, fill::Part},
     sys::{cmd::Commands, device::DeviceNumber, dm::Mapper, file::ByteLock},
 };
 
@@ -57,6 +57,39 @@ pub(super) struct Device {
     pub(super) number: DeviceNumber,
     /// What it is, for people.
     pub(super) what: String,
+}
+
+/// How far a pool is started when it is looked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start<'m> {
+    /// Not at all.
+    Nothing,
+    /// Its records can be read and written; the thin pool is left as it is.
+    Records,
+    /// The thin pool runs, if it belongs to this machine: two that run it destroy it, even if only one of them writes.
+    Pool(&'m str),
+    /// The thin pool runs, whoever it belongs to: it is being made.
+    New,
+}
+
+impl Start<'_> {
+    /// Refuses the pool of another machine, where it is to be run.
+    pub(super) fn check(self, header: &Header) -> Result<()> {
+        match self {
+            Self::Pool(machine) if header.machine != machine => {
+                let what = format!(
+                    "it belongs to machine {}: if that one no longer serves it, run `lagan pool adopt`",
+                    header.machine
+                );
+                Err(Error::new(ErrorKind::Unavailable, what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) const fn runs_pool(self) -> bool {
+        matches!(self, Self::Pool(_) | Self::New)
+    }
 }
 
 /// A pool that was found.
@@ -125,16 +158,17 @@ impl Device {
     }
 }
 
-/// Finds a pool's devices, and makes them where this process may.
+/// Finds a pool's devices, and makes them as far as it is wanted.
 ///
 /// # Errors
-/// `Unavailable` where the pool or its records are not there.
-pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, role: Role) -> Result<Found> {
-    match place {
-        Place::Lvm(group) => lvm::find(group, mapper, commands, role),
-        Place::Disk(path) => block::find(path, mapper, commands, role),
+/// `Unavailable` where the pool or its records are not there, or it belongs to another machine.
+pub(super) fn find(place: &Place, mapper: &Mapper, commands: &Commands, start: Start<'_>) -> Result<Found> {
+    let found = match place {
+        Place::Lvm(group) => lvm::find(group, mapper, commands, start),
+        Place::Disk(path) => block::find(path, mapper, commands, start),
         Place::Model(model) => model.find(mapper),
-    }
+    };
+    found.map_err(|error| error.within(format!("pool {place}")))
 }
 
 pub(super) fn open_mapper() -> Result<Mapper> {
@@ -168,13 +202,19 @@ pub fn init(place: &Place, machine: &str, destroy: Option<&str>, commands: &Comm
 /// `Busy` while somebody else starts or changes it; what LVM says against it; those of device-mapper.
 pub fn extend(
     place: &Place,
+    machine: &str,
     data: Option<Bytes>,
     metadata: Option<Bytes>,
     commands: &Commands,
 ) -> Result<bool> {
     match place {
-        Place::Lvm(group) => lvm::extend(group, data, metadata, commands).map(|()| true),
-        Place::Disk(path) => block::extend(path, commands),
+        Place::Lvm(group) => {
+            // Metadata first: more data needs more of it.
+            let parts = [(Part::Metadata, metadata), (Part::Data, data)];
+            let mut wanted = parts.into_iter().filter_map(|(part, by)| Some(Longer::By(part, by?)));
+            wanted.try_for_each(|longer| lvm::extend(group, longer, commands)).map(|()| true)
+        }
+        Place::Disk(path) => block::extend(path, machine, commands),
         Place::Model(_) => Err(no_model()),
     }
 }
@@ -184,9 +224,17 @@ pub fn extend(
 /// # Errors
 /// `Busy` where it is served; `Unavailable` where there is no pool.
 pub fn adopt(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId> {
-    let found = find(place, &place.mapper()?, commands, Role::Both)?;
+    let found = find(place, &place.mapper()?, commands, Start::Records)?;
     let _locks = found.records.lock(Role::Both)?;
     let header = found.header()?;
+    if header.machine != machine && matches!(place, Place::Disk(_)) && found.below.is_ok() {
+        // It has run since before the other machine wrote: what it knows of the disk is old.
+        let what = format!(
+            "pool {place} runs here, while it belongs to {}: `lagan pool stop` first",
+            header.machine
+        );
+        return Err(Error::new(ErrorKind::InUse, what));
+    }
     header.with_machine(machine).replace(&found.records.open()?)?;
     Ok(header.id)
 }
@@ -197,7 +245,7 @@ pub fn adopt(place: &Place, machine: &str, commands: &Commands) -> Result<PoolId
 /// `Unavailable` where there is none.
 pub fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> {
     let header = match place {
-        Place::Lvm(group) => lvm::find(group, &open_mapper()?, commands, Role::Observer)?.header()?,
+        Place::Lvm(group) => lvm::find(group, &open_mapper()?, commands, Start::Nothing)?.header()?,
         Place::Disk(path) => block::header(path)?,
         Place::Model(model) => model.find(&place.mapper()?)?.header()?,
     };
@@ -211,7 +259,7 @@ pub fn identify(place: &Place, commands: &Commands) -> Result<(PoolId, String)> 
 /// `Busy` where it is served; `InUse` where a volume of it has a device.
 pub fn stop(place: &Place, commands: &Commands) -> Result<()> {
     let mapper = place.mapper()?;
-    let found = find(place, &mapper, commands, Role::Observer)?;
+    let found = find(place, &mapper, commands, Start::Nothing)?;
     let locks = found.records.lock(Role::Both)?;
     let id = found.header()?.id;
     let devices = Devices::new(mapper, id, Err("the pool is being stopped".into()));

@@ -9,14 +9,13 @@ use super::{
     Mode, Place, Status, VolumeGroup,
     below::FIRST,
     care, lvm, metadata,
-    place::{self, Found},
+    place::{self, Found, Start},
     slots::{Entry, Object, Slots},
 };
 use crate::{
     bytes::Bytes,
     error::{Chain, Doing, Error, ErrorKind, Result},
     id::PoolId,
-    pool::Role,
     sys::{
         cmd::{AfterDeadline, Commands, Tool},
         dm::Mapper,
@@ -132,7 +131,7 @@ pub fn report(place: &Place, commands: &Commands) -> Report {
     };
     let mapper = place.mapper();
     let below = mapper.as_ref().map_err(Clone::clone).and_then(|mapper| {
-        let found = place::find(place, mapper, commands, Role::Observer)?;
+        let found = place::find(place, mapper, commands, Start::Nothing)?;
         Ok((mapper, found))
     });
     let records = below.as_ref().map_err(Clone::clone).and_then(|(_, found)| {

@@ -14,7 +14,7 @@ use super::{
     groups,
     header::Header,
     lvm, metadata,
-    place::{Found, find},
+    place::{Found, Start, find},
     slots::{self, Entry, Object, Slots, Stage},
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
 /// `Unavailable` where the pool or its records are not there.
 pub fn backup(place: &Place, commands: &Commands) -> Result<Backup> {
     let mapper = place.mapper()?;
-    let found = find(place, &mapper, commands, Role::Observer)?;
+    let found = find(place, &mapper, commands, Start::Nothing)?;
     let header = found.header()?;
     let (entries, damaged) = Slots::open(found.records.open()?, false)?.all()?;
     let mut backup = Backup::new(header.id, &header.machine);
@@ -84,7 +84,13 @@ fn object_of(line: &Line) -> Result<Object> {
 ///
 /// # Errors
 /// `Busy` where it is served; `Mismatch` where another pool, or another record, is there, and no record was changed.
-pub fn restore(place: &Place, backup: &Backup, replace: bool, commands: &Commands) -> Result<Restored> {
+pub fn restore(
+    place: &Place,
+    machine: &str,
+    backup: &Backup,
+    replace: bool,
+    commands: &Commands,
+) -> Result<Restored> {
     let mapper = place.mapper()?;
     let header = header_of(backup)?;
     let made = match place {
@@ -92,7 +98,7 @@ pub fn restore(place: &Place, backup: &Backup, replace: bool, commands: &Command
         Place::Disk(path) => block::ensure_header(path, &header).map(|()| false)?,
         Place::Model(_) => false,
     };
-    let found = find(place, &mapper, commands, Role::Both)?;
+    let found = find(place, &mapper, commands, Start::Pool(machine))?;
     let _locks = found.records.lock(Role::Both)?;
     let device = found.records.open()?;
     if made {
@@ -110,7 +116,7 @@ pub fn restore(place: &Place, backup: &Backup, replace: bool, commands: &Command
     if !replace {
         refuse_different(&plan.different)?;
     }
-    carry_out(plan, &found, &devices, known.is_none().then_some(header))
+    carry_out(plan, replace, &found, &devices, known.is_none().then_some(header))
 }
 
 fn header_of(backup: &Backup) -> Result<Header> {
@@ -120,10 +126,25 @@ fn header_of(backup: &Backup) -> Result<Header> {
 }
 
 /// Writes what is missing, each step of it safe to be done again.
-fn carry_out(plan: Plan, found: &Found, devices: &Devices, header: Option<Header>) -> Result<Restored> {
+fn carry_out(
+    plan: Plan,
+    replace: bool,
+    found: &Found,
+    devices: &Devices,
+    header: Option<Header>,
+) -> Result<Restored> {
     let device = found.records.open()?;
     let mut done = plan.done;
-    let cleared = clear_damaged(&device)?;
+    let (damaged, missing) = (damaged(&device)?, plan.missing.len());
+    if damaged.len() > missing && !replace {
+        let what = format!(
+            "{} records cannot be read, and the backup has only {missing} that are missing: others were made since, and \
+             their names must not be given away; --replace clears them all the same; nothing was changed",
+            damaged.len()
+        );
+        return Err(Error::new(ErrorKind::Mismatch, what));
+    }
+    let cleared = clear(&device, &damaged)?;
     if cleared > 0 {
         tracing::warn!(cleared, "records that could not be read were cleared");
     }
@@ -213,11 +234,11 @@ impl Plan {
     }
 }
 
-/// Frees places whose record cannot be read; those that a later version has written are refused.
-fn clear_damaged(device: &File) -> Result<usize> {
+/// Places whose record cannot be read; those that a later version has written are refused.
+fn damaged(device: &File) -> Result<Vec<u64>> {
     let what = || "look through the records";
     let length = slots::length_of(device).doing(what)?;
-    let mut cleared = 0;
+    let mut found = Vec::new();
     let mut pair = vec![0; 2 * slots::BLOCK];
     for index in 0.. {
         let offset = slots::offset_of(index, 0);
@@ -230,14 +251,17 @@ fn clear_damaged(device: &File) -> Result<usize> {
             Err(bad @ BadRecord::Version(_)) => {
                 return Err(Error::new(ErrorKind::Unavailable, what()).because(bad));
             }
-            Err(_) => {
-                device.write_all_at(&vec![0; pair.len()], offset).doing(|| "clear a damaged record")?;
-                cleared += 1;
-            }
+            Err(_) => found.push(offset),
         }
     }
-    if cleared > 0 {
-        device.sync_data().doing(|| "clear damaged records")?;
+    Ok(found)
+}
+
+fn clear(device: &File, places: &[u64]) -> Result<usize> {
+    let what = || "clear damaged records";
+    for offset in places {
+        device.write_all_at(&[0; 2 * slots::BLOCK], *offset).doing(what)?;
     }
-    Ok(cleared)
+    device.sync_data().doing(what)?;
+    Ok(places.len())
 }

@@ -231,6 +231,23 @@ impl Slots {
         self.flush.wait_for(&self.device)
     }
 
+    /// Records the same, not yet durably: [`Slots::flush`] makes it so.
+    pub(super) fn note(&self, thin: u32, stage: Stage, object: Object) -> Result<()> {
+        self.write(thin, stage, object)
+    }
+
+    /// Makes durable what was noted.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.flush.wait_for(&self.device)
+    }
+
+    /// The highest number of a thin device that any record names, those of what was removed included.
+    pub(super) fn highest(&self) -> u32 {
+        let known = self.known();
+        let places = known.places.values().chain(&known.free);
+        places.filter_map(|place| Some(place.entry.as_ref()?.1.thin)).max().unwrap_or_default()
+    }
+
     /// Notes that nothing is left of an object. Not flushed: if it is lost, the removing is done again.
     pub(super) fn forget(&self, thin: u32, object: Object) -> Result<()> {
         self.write(thin, Stage::Removed, object)
@@ -308,11 +325,20 @@ impl Known {
     }
 }
 
-/// The block of a pair that counts. One that is torn does not, as long as the other one does.
+/// The block of a pair that counts. One that is torn does not, as long as the other one does. But where that one says that
+/// something was begun, the lost one may have said that it was finished: nothing may be undone on its word.
 pub(super) fn later(pair: &[u8]) -> std::result::Result<Option<(u8, Entry)>, record::BadRecord> {
     let (first, second) = pair.split_at(BLOCK);
     match (parse(first), parse(second)) {
         (Block::Blank, Block::Blank) => Ok(None),
+        // A later version knows more of it than we do.
+        (Block::Damaged(bad @ record::BadRecord::Version(_)), _)
+        | (_, Block::Damaged(bad @ record::BadRecord::Version(_))) => Err(bad),
+        (Block::Entry(entry), Block::Damaged(bad)) | (Block::Damaged(bad), Block::Entry(entry))
+            if matches!(entry.stage, Stage::Making | Stage::Removing) =>
+        {
+            Err(bad)
+        }
         (Block::Entry(first), Block::Entry(second)) if first.number < second.number => Ok(Some((1, *second))),
         (Block::Entry(first), _) => Ok(Some((0, *first))),
         (_, Block::Entry(second)) => Ok(Some((1, *second))),

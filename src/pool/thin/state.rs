@@ -57,6 +57,10 @@ impl Inner {
                 return Ok(done);
             }
         };
+        if let Err(error) = self.check() {
+            done.push(format!("left as it is, since the thin pool takes no changes: {error}"));
+            return Ok(done);
+        }
         done.extend(self.recover_groups()?);
         if metadata::release_left(&self.devices.mapper, below)? {
             done.push("let go of metadata that a reader had left held".to_owned());
@@ -70,8 +74,10 @@ impl Inner {
             }
             let verb =
                 if entry.stage == Stage::Making { "undid the making" } else { "finished the removing" };
-            self.delete(entry)?;
-            done.push(format!("{verb} of {}", uuid.simple()));
+            done.push(match self.delete(entry) {
+                Ok(()) => format!("{verb} of {}", uuid.simple()),
+                Err(error) => format!("left {} to the next start: {}", uuid.simple(), Chain(&error)),
+            });
         }
         Ok(done)
     }
@@ -81,7 +87,7 @@ impl Inner {
         Ok(Capacity {
             total: data.total,
             free: data.total.minus(data.used),
-            foreign: Bytes::ZERO,
+            foreign: self.foreign.iter().copied().fold(Bytes::ZERO, Bytes::plus),
             reserve: data.total.percent(self.settings.reserve_percent),
             overcommit_percent: self.settings.overcommit_percent,
             maximum: Bytes::MAX.round_down(BLOCK),
