@@ -1,7 +1,10 @@
 //! What keeps a thin pool from running full: admission by the worst that writers can do to its metadata, extension from
 //! what the volume group has free, and word from the kernel.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::oneshot;
 
@@ -9,6 +12,7 @@ use super::{
     Inner, Place,
     below::{METADATA_BLOCK, Status},
     lvm::{self, Longer},
+    metadata,
     slots::Object,
 };
 use crate::{
@@ -115,8 +119,24 @@ impl Inner {
         Err(Error::new(ErrorKind::NoSpace, what))
     }
 
-    /// Extends the pool where the configuration wants it.
+    /// Lets go of metadata that a reader holds for so long that it must have died over it: each change costs twice as
+    /// much meanwhile, and no other reader can look.
+    fn release_forgotten(&self) -> Result<()> {
+        let (pool, _) = self.devices.below()?;
+        let held = metadata::is_held(&self.devices.mapper, pool)?;
+        let mut since = self.held_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = if held { since.or_else(|| Some(Instant::now())) } else { None };
+        if since.is_some_and(|since| since.elapsed() > READING) {
+            metadata::release_left(&self.devices.mapper, pool)?;
+            tracing::warn!(pool = %self.id, "let go of metadata that a reader had left held");
+            *since = None;
+        }
+        Ok(())
+    }
+
+    /// Does what has to be done by somebody, and extends the pool where the configuration wants it.
     pub(super) fn tend(&self) -> Result<()> {
+        self.release_forgotten()?;
         let (Place::Lvm(group), Some(extend)) = (&self.settings.place, self.settings.extend) else {
             return Ok(());
         };
@@ -135,6 +155,9 @@ impl Inner {
         Ok(())
     }
 }
+
+/// How long somebody may read metadata.
+const READING: Duration = Duration::from_secs(600);
 
 /// How long a thread waits for word from the kernel; whoever waits for longer asks again.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -99,10 +100,20 @@ impl Drop for Work<'_> {
     }
 }
 
-/// The faces of an object: read and written, only read, and ours.
-fn names(object: Uuid) -> [String; 3] {
+/// The faces of an object: read and written, and only read.
+fn names(object: Uuid) -> [String; 2] {
     let plain = format!("lagan-{}", object.simple());
-    [plain.clone(), format!("{plain}-ro"), format!("{plain}-{WORK}")]
+    [plain.clone(), format!("{plain}-ro")]
+}
+
+/// What a device of a moment is called: two processes, or two threads of one, may look at an object at a time.
+fn work_label() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{WORK}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn is_work(label: &str) -> bool {
+    label.starts_with(&format!("{WORK}-"))
 }
 
 impl Devices {
@@ -134,8 +145,9 @@ impl Devices {
 
     /// A device of ours on an object, for what is to be done to it.
     pub(super) fn work_on(&self, object: Uuid, thin: u32, size: Bytes) -> Result<Work<'_>> {
-        let [_, _, name] = names(object);
-        let uuid = format!("{}{WORK}", self.prefix(object));
+        let label = work_label();
+        let name = format!("lagan-{}-{label}", object.simple());
+        let uuid = self.prefix(object) + &label;
         let info = start(&self.mapper, &name, &uuid, &self.table(thin, size)?, false)?;
         let mut work = Work { devices: self, name, file: None };
         work.file = Some(self.mapper.open(&info).doing(|| format!("open device {}", work.name))?);
@@ -190,7 +202,7 @@ impl Devices {
     }
 
     pub(super) fn attach(&self, object: Uuid, thin: u32, size: Bytes, how: &Attach) -> Result<Held> {
-        let [plain, read_only, _] = names(object);
+        let [plain, read_only] = names(object);
         let name = if how.read_only { read_only } else { plain };
         let uuid = self.prefix(object) + &how.label;
         let info = start(&self.mapper, &name, &uuid, &self.table(thin, size)?, how.read_only)?;
@@ -209,7 +221,7 @@ impl Devices {
 
     /// The devices that stand for an object, but for ours of a moment.
     pub(super) fn attached(&self, object: Uuid) -> Result<Vec<(Info, Attached)>> {
-        let [plain, read_only, _] = names(object);
+        let [plain, read_only] = names(object);
         let mut found = Vec::new();
         for name in [plain, read_only] {
             let info = self.mapper.info(&name).doing(|| format!("look for device {name}"))?;
@@ -222,7 +234,7 @@ impl Devices {
         let Some(label) = info.uuid.strip_prefix(&self.prefix(object)).map(str::to_owned) else {
             return Ok(None);
         };
-        if !info.active || label == WORK {
+        if !info.active || is_work(&label) {
             return Ok(None);
         }
         let table = match self.mapper.table(&info.name) {
@@ -329,7 +341,7 @@ impl Devices {
                 self.mapper.resume(&name).doing(|| format!("resume {name}"))?;
                 done.push(format!("let device {name} go on"));
             }
-            if info.uuid.ends_with(&format!("-{WORK}")) && self.remove(&name)? {
+            if info.uuid.splitn(4, '-').nth(3).is_some_and(is_work) && self.remove(&name)? {
                 done.push(format!("removed device {name}"));
             }
         }

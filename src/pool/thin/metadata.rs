@@ -77,13 +77,18 @@ pub(super) fn devices(mapper: &Mapper, pool: &str) -> Result<Vec<ThinDevice>> {
     Ok(all)
 }
 
+/// Whether the pool holds a metadata snapshot for somebody.
+pub(super) fn is_held(mapper: &Mapper, pool: &str) -> Result<bool> {
+    let status = mapper.status(pool).doing(|| format!("ask thin pool {pool} what it holds"))?;
+    // `transaction metadata data held-root …`; a dash where nothing is held.
+    Ok(status.first().and_then(|line| line.text.split(' ').nth(3)).is_some_and(|it| it != "-"))
+}
+
 /// Lets go of a metadata snapshot that a reader has left; `false` where there is none.
 pub(super) fn release_left(mapper: &Mapper, pool: &str) -> Result<bool> {
-    let what = || format!("let go of the metadata of thin pool {pool}");
-    let status = mapper.status(pool).doing(what)?;
-    // `transaction metadata data held-root …`; a dash where nothing is held.
-    let held = status.first().and_then(|line| line.text.split(' ').nth(3)).is_some_and(|it| it != "-");
+    let held = is_held(mapper, pool)?;
     if held {
+        let what = || format!("let go of the metadata of thin pool {pool}");
         mapper.message(pool, "release_metadata_snap").doing(what)?;
     }
     Ok(held)

@@ -9,7 +9,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -117,6 +117,8 @@ struct Inner {
     deleting: Mutex<()>,
     extending: Mutex<()>,
     admitting: Mutex<()>,
+    /// Since when the pool holds metadata for a reader.
+    held_since: Mutex<Option<Instant>>,
     /// Lengths of the thin volumes of LVM in the pool.
     foreign: Vec<Bytes>,
     _locks: Vec<ByteLock>,
@@ -182,6 +184,7 @@ impl ThinPool {
             deleting: Mutex::default(),
             extending: Mutex::default(),
             admitting: Mutex::default(),
+            held_since: Mutex::default(),
             foreign: found.foreign,
             _locks: locks,
         };
