@@ -151,7 +151,7 @@ fn unshare(path: &str, every: u64) {
 
 #[tokio::test]
 async fn metadata_never_fills() {
-    let _group = Small::new(3072, 2);
+    let _group = Small::new(1024, 2);
     let ground = Ground::new(Kind::Lvm(Small::VG, POOL));
     let mut daemon = ground.start().await;
     let how = block(Mode::SingleNodeWriter);

@@ -113,15 +113,22 @@ fn hide_tenants(commands: &Commands) -> Result<String> {
     Ok(tenants::hiding(&devices, if own.status.success() { &own.output } else { "" }))
 }
 
+/// The lines of a report, and those that LVM complains by, before it and amid it.
+pub(super) fn apart(output: &str) -> (String, Vec<&str>) {
+    let of_report = |line: &&str| line.starts_with(['{', '}', '[', ']', '"', ',']);
+    let lines = output.lines().map(str::trim).filter(|line| !line.is_empty());
+    let (report, complaints): (Vec<_>, Vec<_>) = lines.partition(of_report);
+    (report.join("\n"), complaints)
+}
+
 /// Every logical volume of the group, hidden ones too.
 fn report(place: &VolumeGroup, commands: &Commands) -> Result<Vec<Line>> {
     let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero,lv_size,pool_lv";
     let arguments =
         ["lvs", "-a", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", &place.vg];
     let output = run(commands, AfterDeadline::Kill, &arguments)?;
-    // Warnings may come before it.
-    let json = output.find('{').map_or("", |start| &output[start..]);
-    let parsed: Report = serde_json::Deserializer::from_str(json)
+    let (json, _complaints) = apart(&output);
+    let parsed: Report = serde_json::Deserializer::from_str(&json)
         .into_iter()
         .next()
         .unwrap_or_else(|| Ok(Report { report: Vec::new() }))
@@ -332,5 +339,18 @@ pub(super) fn extend(place: &VolumeGroup, longer: Longer, commands: &Commands) -
                 Err(error)
             }
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_amid_a_report() {
+        let output = "  WARNING: first\n  {\n      \"report\": [\n  WARNING: second\n      ]\n  }\n";
+        let (report, complaints) = apart(output);
+        assert_eq!(report, "{\n\"report\": [\n]\n}");
+        assert_eq!(complaints, ["WARNING: first", "WARNING: second"]);
     }
 }

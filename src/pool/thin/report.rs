@@ -235,15 +235,15 @@ fn number(row: &Row, field: &str) -> u64 {
     text(row, field).parse().unwrap_or_default()
 }
 
-/// The rows of a report, and what was complained of before it.
+/// The rows of a report, and what LVM complained of.
 fn rows(output: &str, kind: &str, complaints: &mut Vec<String>) -> Result<Vec<Row>> {
-    let (before, json) = output.split_at(output.find('{').unwrap_or(output.len()));
-    for line in before.lines().map(str::trim).filter(|line| !line.is_empty()) {
+    let (json, said) = lvm::apart(output);
+    for line in said {
         if !complaints.iter().any(|known| known == line) {
             complaints.push(line.to_owned());
         }
     }
-    let mut stream = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+    let mut stream = serde_json::Deserializer::from_str(&json).into_iter::<Value>();
     let value = stream
         .next()
         .unwrap_or(Ok(Value::Null))

@@ -37,7 +37,8 @@ fn is_volume(name: &str) -> bool {
 
 /// A setting that hides these devices, before the patterns that the host has set.
 pub(super) fn hiding(devices: &[String], own: &str) -> String {
-    let own = own.trim().strip_prefix("filter=").map_or("", |own| own.trim_matches(['[', ']']));
+    let own = own.lines().find_map(|line| line.strip_prefix("filter=")).unwrap_or_default();
+    let own = own.trim_matches(['[', ']']);
     let comma = if own.is_empty() { "" } else { "," };
     format!(" devices{{filter=[\"r#^/dev/({})$#\"{comma}{own}]}}", devices.join("|"))
 }
@@ -50,7 +51,7 @@ mod tests {
     fn patterns_of_the_host_stay() {
         let devices = ["dm-7".to_owned(), "loop0".to_owned()];
         assert_eq!(hiding(&devices, ""), " devices{filter=[\"r#^/dev/(dm-7|loop0)$#\"]}");
-        for own in ["filter=[\"a|x|\",\"r|.*|\"]\n", "filter=\"a|x|\",\"r|.*|\""] {
+        for own in ["  WARNING\nfilter=[\"a|x|\",\"r|.*|\"]\n", "filter=\"a|x|\",\"r|.*|\""] {
             let both = " devices{filter=[\"r#^/dev/(dm-7|loop0)$#\",\"a|x|\",\"r|.*|\"]}";
             assert_eq!(hiding(&devices, own), both);
         }
