@@ -123,20 +123,24 @@ impl Rig {
         commands: Arc<Commands>,
         machine: MutexGuard<'static, ()>,
     ) -> Self {
-        let init = |place: &thin::Place| thin::init(place, "machine", None, &commands).unwrap();
+        let init = |place: &thin::Place, destroy| thin::init(place, "machine", destroy, &commands).unwrap();
         let place = match name {
             "thin on lvm" => {
                 let (vg, thin_pool) = (group::VG.into(), group::POOL.into());
                 let place = thin::Place::Lvm(thin::VolumeGroup { vg, thin_pool });
                 GROUP.get_or_init(|| {
                     group::ensure(2048);
-                    init(&place)
+                    init(&place, None)
                 });
                 place
             }
             "thin on a disk" => {
                 let place = thin::Place::Disk(std::env::var("LAGAN_SPARE_DISK").unwrap().into());
-                DISK.get_or_init(|| init(&place));
+                DISK.get_or_init(|| {
+                    // An earlier test may have left a pool there.
+                    drop(thin::stop(&place, &commands));
+                    init(&place, Some("lagan-spare"))
+                });
                 place
             }
             _ => {
