@@ -15,11 +15,10 @@ use std::{
 
 use lagan::{
     bytes::Bytes,
-    digest::Digest,
-    id::{SnapshotId, VolumeId},
+    id::SnapshotId,
     pool::{
         Attach, Pool, Role,
-        record::{Asked, Content, Snapshot, Source, Timestamp, Volume},
+        record::{Content, Source, Volume},
         thin::{self, ThinPool},
     },
     sys::{cmd::Commands, minder::Minder},
@@ -33,6 +32,8 @@ mod disk;
 #[path = "../tests/support/group.rs"]
 #[expect(dead_code, reason = "shared with tests")]
 mod group;
+#[path = "../tests/support/records.rs"]
+mod records;
 #[path = "thin/sets.rs"]
 mod sets;
 
@@ -65,17 +66,7 @@ fn timed<T>(into: &mut Vec<Duration>, work: impl FnOnce() -> T) -> T {
 }
 
 fn volume(pool: &ThinPool, source: Option<Source>) -> Volume {
-    Volume {
-        id: VolumeId::random(pool.id()),
-        name: "bench".into(),
-        size: Bytes::mib(64),
-        content: Content::Raw,
-        block: true,
-        source,
-        asked: Asked { required: Bytes::ZERO, limit: Bytes::ZERO, digest: Digest::of([]) },
-        created: Timestamp::now(),
-        grants: Vec::new(),
-    }
+    records::volume(pool.id(), "bench", Bytes::mib(64), Content::Raw, source)
 }
 
 struct Ours {
@@ -97,17 +88,7 @@ impl Ours {
     }
 
     fn cut(&self, volume: &Volume) -> SnapshotId {
-        let snapshot = Snapshot {
-            id: SnapshotId::random(self.pool.id()),
-            name: "bench".into(),
-            volume: volume.id,
-            size: volume.size,
-            content: Content::Raw,
-            block: true,
-            used: Bytes::ZERO,
-            created: Timestamp::now(),
-            group: None,
-        };
+        let snapshot = records::snapshot_of(volume, "bench");
         self.runtime.block_on(self.pool.create_snapshot(&snapshot, &Arc::default())).unwrap().id
     }
 

@@ -12,19 +12,18 @@ use std::{
 };
 
 use lagan::{
-    bytes::Bytes,
     digest::Digest,
-    id::{GroupId, SnapshotId},
+    id::GroupId,
     pool::{
         Attach, Pool,
-        record::{Content, Group, Snapshot, Timestamp, Volume},
+        record::{Group, Snapshot, Timestamp, Volume},
     },
 };
 
 use crate::{
     Ours,
     group::{POOL, VG, lvm},
-    mount, timed,
+    mount, records, timed,
 };
 
 /// Volumes in a set.
@@ -105,17 +104,8 @@ fn median(times: impl Iterator<Item = Duration>) -> f64 {
 
 fn cut(ours: &Ours, volumes: &[Volume]) -> GroupId {
     let (id, created) = (GroupId::random(ours.pool.id()), Timestamp::now());
-    let member = |volume: &Volume| Snapshot {
-        id: SnapshotId::random(ours.pool.id()),
-        name: "bench".into(),
-        volume: volume.id,
-        size: volume.size,
-        content: Content::Raw,
-        block: true,
-        used: Bytes::ZERO,
-        created,
-        group: Some(id),
-    };
+    let member =
+        |volume: &Volume| Snapshot { group: Some(id), created, ..records::snapshot_of(volume, "bench") };
     let snapshots: Vec<_> = volumes.iter().map(member).collect();
     let members = snapshots.iter().map(|snapshot| snapshot.id.uuid).collect();
     let group = Group { id, name: "bench".into(), members, digest: Digest::of([]), created };

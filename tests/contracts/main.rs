@@ -12,4 +12,6 @@ mod groups;
 mod kernel;
 mod model;
 mod pool;
+#[path = "../support/records.rs"]
+mod records;
 mod rig;

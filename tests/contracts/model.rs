@@ -4,12 +4,10 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use lagan::{
     bytes::Bytes,
-    digest::Digest,
     error::ErrorKind,
-    id::{SnapshotId, VolumeId},
     pool::{
         Attach, Pool, Role,
-        record::{Asked, Content, Snapshot, Timestamp, Volume},
+        record::{Content, Volume},
         thin::{Model, Place, Settings, ThinPool},
     },
     sys::{
@@ -18,7 +16,10 @@ use lagan::{
     },
 };
 
-use crate::rig::progress;
+use crate::{
+    records::{self, snapshot_of},
+    rig::progress,
+};
 
 /// The first number of ours that is not the keeper's.
 const FIRST: u32 = (1 << 20) + 1;
@@ -50,37 +51,13 @@ impl Ill {
 }
 
 fn volume(pool: &ThinPool, size: Bytes) -> Volume {
-    Volume {
-        id: VolumeId::random(pool.id()),
-        name: "v".into(),
-        size,
-        content: Content::Raw,
-        block: true,
-        source: None,
-        asked: Asked { required: Bytes::ZERO, limit: Bytes::ZERO, digest: Digest::of([]) },
-        created: Timestamp::now(),
-        grants: Vec::new(),
-    }
+    records::volume(pool.id(), "v", size, Content::Raw, None)
 }
 
 async fn create(pool: &ThinPool) -> Volume {
     let volume = volume(pool, Bytes::mib(64));
     pool.create_volume(&volume, &progress()).await.unwrap();
     volume
-}
-
-fn snapshot_of(volume: &Volume) -> Snapshot {
-    Snapshot {
-        id: SnapshotId::random(volume.id.pool),
-        name: "s".into(),
-        volume: volume.id,
-        size: volume.size,
-        content: Content::Raw,
-        block: true,
-        used: Bytes::ZERO,
-        created: Timestamp::now(),
-        group: None,
-    }
 }
 
 #[tokio::test]
@@ -104,7 +81,7 @@ async fn a_pool_that_takes_no_changes_is_seen_and_left_as_it_is() {
     ill.mapper.set_read_only(true);
     let refused = pool.create_volume(&volume(&pool, Bytes::mib(64)), &progress()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
-    let refused = pool.create_snapshot(&snapshot_of(&kept), &progress()).await.unwrap_err();
+    let refused = pool.create_snapshot(&snapshot_of(&kept, "s"), &progress()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert_eq!(pool.delete_volume(kept.id).await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(pool.list().await.unwrap().volumes, std::slice::from_ref(&kept));
@@ -139,7 +116,7 @@ async fn what_stands_still_at_the_start_goes_on() {
     let volume = create(&pool).await;
     drop(pool.attach(volume.id, &raw()).await.unwrap());
     // In use: the model takes a snapshot of it only while it stands still.
-    pool.create_snapshot(&snapshot_of(&volume), &progress()).await.unwrap();
+    pool.create_snapshot(&snapshot_of(&volume, "s"), &progress()).await.unwrap();
     let name = format!("lagan-{}", volume.id.uuid.simple());
     ill.mapper.suspend(&name, Suspend::Clean).unwrap();
     drop(pool);

@@ -4,29 +4,15 @@ use lagan::{
     bytes::Bytes,
     capability::AccessMode,
     error::ErrorKind,
-    id::SnapshotId,
     pool::{
         Attach, Detached,
-        record::{Content, Grant, Snapshot, Source, Timestamp, Volume},
+        record::{Content, Grant, Source, Volume},
     },
     sys::superblock::Contents,
 };
 
+use crate::records::snapshot_of;
 use crate::rig::{EXT4, Rig, kinds, nowhere, progress};
-
-fn snapshot_of(volume: &Volume, name: &str) -> Snapshot {
-    Snapshot {
-        id: SnapshotId::random(volume.id.pool),
-        name: name.into(),
-        volume: volume.id,
-        size: volume.size,
-        content: volume.content,
-        block: volume.block,
-        used: Bytes::ZERO,
-        created: Timestamp::now(),
-        group: None,
-    }
-}
 
 fn raw_device() -> Attach {
     Attach { read_only: false, transient: false, label: "block".into() }

@@ -10,14 +10,13 @@ use std::{
 
 use lagan::{
     bytes::Bytes,
-    digest::Digest,
     filesystem::Filesystem,
     id::{PoolId, VolumeId},
     pool::{
         Attach, Detached, Pool, Progress, Role,
         fake::{FakeDisk, FakePool},
         file::{self, FilePool, Settings},
-        record::{Asked, Content, Timestamp, Volume},
+        record::{Content, Volume},
         thin::{self, ThinPool},
     },
     sys::{cmd::Commands, dm::fake::FakeMapper, fake::FakeKernel, kernel::Kernel, mount::Linux},
@@ -25,7 +24,7 @@ use lagan::{
 
 use crate::{
     disk::{Disk, text, try_run},
-    group,
+    group, records,
 };
 
 /// Loop devices are one for the whole machine: one test at a time.
@@ -250,17 +249,7 @@ impl Rig {
 
     /// A volume that is to be made.
     pub(crate) fn volume(&self, name: &str, content: Content) -> Volume {
-        Volume {
-            id: VolumeId::random(self.pool.id()),
-            name: name.into(),
-            size: Bytes::mib(320),
-            content,
-            block: content == Content::Raw,
-            source: None,
-            asked: Asked { required: Bytes::ZERO, limit: Bytes::ZERO, digest: Digest::of([]) },
-            created: Timestamp::now(),
-            grants: Vec::new(),
-        }
+        records::volume(self.pool.id(), name, Bytes::mib(320), content, None)
     }
 
     /// Makes a volume.

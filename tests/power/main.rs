@@ -10,4 +10,6 @@ mod cuts;
 mod disk;
 mod ground;
 mod log;
+#[path = "../support/records.rs"]
+mod records;
 mod story;

@@ -3,19 +3,20 @@
 use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt, sync::Arc};
 
 use lagan::{
-    bytes::Bytes,
     capability::AccessMode,
-    digest::Digest,
     filesystem::Filesystem,
-    id::{PoolId, SnapshotId, VolumeId},
+    id::{SnapshotId, VolumeId},
     pool::{
         Attach, Detached, Pool, Progress,
-        record::{Asked, Content, Grant, Snapshot, Source, Timestamp, Volume},
+        record::{Content, Grant, Snapshot, Source, Volume},
     },
     sys::superblock::Contents,
 };
 
-use crate::ground::SIZE;
+use crate::{
+    ground::SIZE,
+    records::{snapshot_of, volume},
+};
 
 /// What a user has written, as far as it was acknowledged.
 const LENGTH: usize = 1 << 20;
@@ -42,20 +43,6 @@ fn progress() -> Arc<Progress> {
     Arc::default()
 }
 
-fn volume(pool: PoolId, name: &str, content: Content, source: Option<Source>) -> Volume {
-    Volume {
-        id: VolumeId::random(pool),
-        name: name.into(),
-        size: SIZE,
-        content,
-        block: content == Content::Raw,
-        source,
-        asked: Asked { required: Bytes::ZERO, limit: Bytes::ZERO, digest: Digest::of([]) },
-        created: Timestamp::now(),
-        grants: Vec::new(),
-    }
-}
-
 /// Does something with a volume's blocks.
 async fn on<T>(pool: &dyn Pool, id: VolumeId, work: impl FnOnce(&File) -> T) -> T {
     let how = Attach { read_only: false, transient: false, label: "block".into() };
@@ -77,7 +64,7 @@ async fn run(pool: &dyn Pool, step: Step, state: &State) -> State {
     let mut after = state.clone();
     match step {
         Step::Create(name, content, source) => {
-            let volume = volume(pool.id(), name, content, source);
+            let volume = volume(pool.id(), name, SIZE, content, source);
             pool.create_volume(&volume, &progress()).await.unwrap();
             let byte = match source {
                 None => 0,
@@ -96,17 +83,7 @@ async fn run(pool: &dyn Pool, step: Step, state: &State) -> State {
         }
         Step::Cut(id) => {
             let (volume, byte) = &state.volumes[&id];
-            let snapshot = Snapshot {
-                id: SnapshotId::random(pool.id()),
-                name: "s".into(),
-                volume: id,
-                size: volume.size,
-                content: volume.content,
-                block: volume.block,
-                used: Bytes::ZERO,
-                created: Timestamp::now(),
-                group: None,
-            };
+            let snapshot = snapshot_of(volume, "s");
             let cut = pool.create_snapshot(&snapshot, &progress()).await.unwrap();
             after.snapshots.insert(cut.id, (cut, *byte));
         }
@@ -184,7 +161,7 @@ pub(crate) async fn check(pool: &dyn Pool, before: &State, after: &State, moment
             continue;
         }
         assert_eq!(snapshots.get(id), Some(cut), "{moment}");
-        let copy = volume(pool.id(), "copy", Content::Raw, Some(Source::Snapshot(*id)));
+        let copy = volume(pool.id(), "copy", SIZE, Content::Raw, Some(Source::Snapshot(*id)));
         pool.create_volume(&copy, &progress()).await.unwrap();
         assert_eq!(on(pool, copy.id, read).await, *byte, "{moment}: the snapshot");
     }

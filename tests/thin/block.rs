@@ -11,7 +11,7 @@ use tonic::Code;
 
 use crate::{
     requests::{check, create_with},
-    rig::{Ground, Kind, MIB, filesystem, random, run, text, try_run, write},
+    rig::{Daemon, Ground, Kind, MIB, filesystem, random, run, text, try_run, write},
 };
 
 /// A disk that can be made longer, taken away and brought back: a file behind a loop device.
@@ -49,6 +49,17 @@ fn lagan(ground: &Ground, arguments: &[&str], well: bool) -> String {
     let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
     assert_eq!(done.status.success(), well, "{arguments:?}: {said}");
     said
+}
+
+/// A driver that serves the disk, with a volume that is shown and holds a file.
+async fn with_data(ground: &Ground) -> (Daemon, String, Vec<u8>) {
+    let how = filesystem("ext4");
+    let mut daemon = ground.start().await;
+    let id = daemon.create("data", 256, &how).await.volume_id;
+    let shown = daemon.show(ground, &id, "data", &how).await;
+    let content = random(20 << 20);
+    write(&Path::new(&shown).join("file"), &content);
+    (daemon, id, content)
 }
 
 #[tokio::test]
@@ -99,11 +110,7 @@ async fn a_disk_that_moves_and_grows() {
     let before = run("dmsetup", &["ls"]);
     lagan(&ground, &["pool", "init", "--device", disk.node], true);
     let how = filesystem("ext4");
-    let mut daemon = ground.start().await;
-    let id = daemon.create("data", 256, &how).await.volume_id;
-    let shown = daemon.show(&ground, &id, "data", &how).await;
-    let content = random(20 << 20);
-    write(&Path::new(&shown).join("file"), &content);
+    let (mut daemon, id, content) = with_data(&ground).await;
     assert!(lagan(&ground, &["pool", "stop", "--device", disk.node], false).contains("served"));
     daemon.hide(&ground, &id, "data").await;
     daemon.kill();
@@ -144,11 +151,7 @@ async fn damaged_metadata_is_seen_before_it_is_used_and_repaired() {
     let ground = ground(&disk);
     lagan(&ground, &["pool", "init", "--device", disk.node], true);
     let how = filesystem("ext4");
-    let mut daemon = ground.start().await;
-    let id = daemon.create("data", 256, &how).await.volume_id;
-    let shown = daemon.show(&ground, &id, "data", &how).await;
-    let content = random(20 << 20);
-    write(&Path::new(&shown).join("file"), &content);
+    let (mut daemon, id, content) = with_data(&ground).await;
     daemon.hide(&ground, &id, "data").await;
     daemon.kill();
     assert!(lagan(&ground, &["pool", "repair", "--device", disk.node], false).contains("it runs"));

@@ -31,7 +31,7 @@ use crate::{
 
 /// How long a look at all of the metadata may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
-/// The lock of whoever starts, stops or changes what lies where. Behind those of the roles and volumes, which are
+/// The lock of whoever starts the pool or changes what lies where: on the disk itself, while those of roles and volumes are
 /// on the device of records.
 const STARTING: i64 = 0;
 
@@ -155,22 +155,21 @@ fn uuid_of(id: PoolId, part: Part) -> String {
     format!("{OURS}{id}-{}", part.word())
 }
 
+/// A device that has a table; one that stands still is let go on, and described as it is then.
 fn running(mapper: &Mapper, name: &str) -> Result<Option<Info>> {
-    let info = mapper.info(name).doing(|| format!("look for device {name}"))?;
-    if let Some(stopped) = info.as_ref().filter(|info| info.suspended && (info.active || info.pending)) {
+    let look = || mapper.info(name).doing(|| format!("look for device {name}"));
+    let found = look()?.filter(|info| info.active || info.pending);
+    if found.as_ref().is_some_and(|info| info.suspended) {
         // By a process that has died while it extended the pool.
-        mapper.resume(&stopped.name).doing(|| format!("resume {name}"))?;
+        mapper.resume(name).doing(|| format!("resume {name}"))?;
+        return look();
     }
-    Ok(info.filter(|info| info.active || info.pending))
+    Ok(found)
 }
 
 fn remove(mapper: &Mapper, name: &str) -> Result<()> {
-    // udev opens each device for a moment.
-    for pause in [0, 5, 20, 50, 100, 200, 500] {
-        std::thread::sleep(Duration::from_millis(pause));
-        if mapper.remove(name).doing(|| format!("remove device {name}"))? {
-            return Ok(());
-        }
+    if devices::remove(mapper, name)? {
+        return Ok(());
     }
     Err(Error::new(ErrorKind::InUse, format!("device {name} is in use")))
 }
@@ -214,7 +213,7 @@ pub(super) fn ensure_header(path: &Path, header: &Header) -> Result<()> {
     header.write(&taken.records(&mapper, records).open()?)
 }
 
-/// Finds the pool on a disk, and starts it where this process may.
+/// Finds the pool on a disk, and starts it as far as it is wanted.
 pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, start: Start<'_>) -> Result<Found> {
     let found = |taken: &Taken, records: Info, below: Result<Info>| Found {
         records: taken.records(mapper, records),
@@ -239,6 +238,7 @@ pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, start: Sta
     let below = if start.runs_pool() { taken.start_pool(mapper, commands) } else { look(&taken, Part::Pool) };
     Ok(found(&taken, records, below))
 }
+
 /// Makes a pool of a blank disk. One that is not blank is destroyed only where `destroy` names it: by its serial number, or
 /// by a uuid that lies on it.
 ///
@@ -385,4 +385,24 @@ fn rewrite(from: &Info, to: &Info, commands: &Commands) -> Result<()> {
     let arguments: [PathBuf; 4] = ["-i".into(), node(from), "-o".into(), node(to)];
     commands.succeed(Tool::ThinRepair, &arguments, PATIENCE)?;
     check(to, commands)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bytes::Bytes,
+        sys::dm::{Door, Suspend, fake::FakeMapper},
+    };
+
+    #[test]
+    fn what_stood_still_is_described_as_it_goes_on() {
+        let model = FakeMapper::new(&std::env::temp_dir(), Bytes::gib(1)).unwrap();
+        model.make_records("records").unwrap();
+        model.suspend("records", Suspend::Brief).unwrap();
+        let mapper = Mapper::from(model);
+        let info = running(&mapper, "records").unwrap().unwrap();
+        assert!(!info.suspended && mapper.open(&info).is_ok());
+        assert_eq!(running(&mapper, "nothing").unwrap(), None);
+    }
 }

@@ -195,7 +195,7 @@ impl Devices {
             let what = format!("device {} stands for a volume of the pool", info.name);
             return Err(Error::new(ErrorKind::InUse, what));
         }
-        if self.remove(&keeper_of(self.pool))? {
+        if remove(&self.mapper, &keeper_of(self.pool))? {
             return Ok(());
         }
         Err(Error::new(ErrorKind::InUse, format!("device {} is in use", keeper_of(self.pool))))
@@ -271,22 +271,11 @@ impl Devices {
     pub(super) fn detach(&self, object: Uuid, which: Option<DeviceNumber>) -> Result<Detached> {
         let mut all = Detached::Done;
         for (info, _) in self.attached(object)? {
-            if which.is_none_or(|which| which == info.number) && !self.remove(&info.name)? {
+            if which.is_none_or(|which| which == info.number) && !remove(&self.mapper, &info.name)? {
                 all = Detached::StillUsed;
             }
         }
         Ok(all)
-    }
-
-    /// Removes a device, with some patience for udev, which opens each for a moment.
-    fn remove(&self, name: &str) -> Result<bool> {
-        for pause in [0, 5, 20, 50, 100, 200] {
-            std::thread::sleep(Duration::from_millis(pause));
-            if self.mapper.remove(name).doing(|| format!("remove device {name}"))? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Makes the devices of an object this long.
@@ -330,7 +319,7 @@ impl Devices {
             };
             // Never started, and to be looked at only: no device of an object.
             if name.starts_with("lagan-look-") {
-                self.remove(&name)?;
+                remove(&self.mapper, &name)?;
                 continue;
             }
             if name.starts_with(NOTE) {
@@ -341,7 +330,7 @@ impl Devices {
                 self.mapper.resume(&name).doing(|| format!("resume {name}"))?;
                 done.push(format!("let device {name} go on"));
             }
-            if info.uuid.splitn(4, '-').nth(3).is_some_and(is_work) && self.remove(&name)? {
+            if info.uuid.splitn(4, '-').nth(3).is_some_and(is_work) && remove(&self.mapper, &name)? {
                 done.push(format!("removed device {name}"));
             }
         }
@@ -366,7 +355,7 @@ impl Devices {
         if self.mapper.info(device).doing(what)?.is_some_and(|info| info.suspended) {
             return Err(Error::new(ErrorKind::Unsettled, format!("{}: it stands still", what())));
         }
-        self.remove(&format!("{NOTE}{number}")).map(drop)
+        remove(&self.mapper, &format!("{NOTE}{number}")).map(drop)
     }
 
     /// Lets a device of somebody else go on, if a note says that we made it stand still.
@@ -381,7 +370,7 @@ impl Devices {
             self.mapper.resume(&name).doing(what)?;
             done = Some(format!("let device {name} go on"));
         }
-        self.remove(note)?;
+        remove(&self.mapper, note)?;
         Ok(done)
     }
 
@@ -457,4 +446,15 @@ pub(super) fn start(
             Err(error)
         }
     }
+}
+
+/// Removes a device, with some patience for udev, which opens each for a moment; `false` where it is in use.
+pub(super) fn remove(mapper: &Mapper, name: &str) -> Result<bool> {
+    for pause in [0, 5, 20, 50, 100, 200] {
+        std::thread::sleep(Duration::from_millis(pause));
+        if mapper.remove(name).doing(|| format!("remove device {name}"))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -20,13 +20,13 @@ use crate::{
 const NO_THIN: u32 = 0;
 
 /// A snapshot that is being made.
-struct Part {
+struct Member {
     snapshot: Snapshot,
     thin: u32,
     origin: u32,
 }
 
-impl Part {
+impl Member {
     fn recorded(&self) -> (u32, Object) {
         (self.thin, Object::Snapshot(self.snapshot.clone()))
     }
@@ -61,7 +61,7 @@ impl Inner {
             let (entry, volume) = self.ready_volume(member.volume)?;
             let used = self.devices.mapped(volume.id.uuid, entry.thin, volume.size)?;
             let snapshot = Snapshot { size: volume.size, used, ..member.clone() };
-            parts.push(Part { snapshot, thin: NO_THIN, origin: entry.thin });
+            parts.push(Member { snapshot, thin: NO_THIN, origin: entry.thin });
         }
         self.take_numbers(&mut parts)?;
         match self.make_group(group, &mut parts) {
@@ -70,7 +70,7 @@ impl Inner {
         }
     }
 
-    fn take_numbers(&self, parts: &mut [Part]) -> Result<()> {
+    fn take_numbers(&self, parts: &mut [Member]) -> Result<()> {
         for index in 0..parts.len() {
             match self.take_free_number() {
                 Ok(thin) => parts[index].thin = thin,
@@ -84,9 +84,9 @@ impl Inner {
     }
 
     /// Each step durable before the next: what is to be made, what is made, that all of it is.
-    fn make_group(&self, group: &Group, parts: &mut [Part]) -> Result<()> {
+    fn make_group(&self, group: &Group, parts: &mut [Member]) -> Result<()> {
         let whole = Object::Group(group.clone());
-        let recorded = |parts: &[Part]| parts.iter().map(Part::recorded).collect::<Vec<_>>();
+        let recorded = |parts: &[Member]| parts.iter().map(Member::recorded).collect::<Vec<_>>();
         let mut begun = recorded(parts);
         begun.push((NO_THIN, whole.clone()));
         let length = parts.iter().fold(Bytes::ZERO, |sum, part| sum.plus(part.snapshot.used));
@@ -98,7 +98,7 @@ impl Inner {
         self.slots.put(NO_THIN, Stage::Ready, whole)
     }
 
-    fn cut(&self, part: &mut Part) -> Result<()> {
+    fn cut(&self, part: &mut Member) -> Result<()> {
         let (mapper, (pool, _)) = (&self.devices.mapper, self.devices.below()?);
         match below::snapshot(mapper, pool, part.thin, part.origin)? {
             Made::Yes => Ok(()),
@@ -111,13 +111,13 @@ impl Inner {
     }
 
     /// Takes back what was begun. What cannot be, the next start does.
-    fn unmake_group(&self, group: &Group, parts: &[Part], why: Error) -> Error {
+    fn unmake_group(&self, group: &Group, parts: &[Member], why: Error) -> Error {
         let made = || parts.iter().filter(|part| part.thin != NO_THIN);
         // If a flush has failed nobody knows what the records say by now: only the next start may decide.
         let removed =
             self.slots.check().and_then(|()| made().try_for_each(|part| self.remove_thin(part.thin)));
         let undone = removed.and_then(|()| {
-            let mut all: Vec<_> = parts.iter().map(Part::recorded).collect();
+            let mut all: Vec<_> = parts.iter().map(Member::recorded).collect();
             all.push((NO_THIN, Object::Group(group.clone())));
             self.slots.put_all(Stage::Removed, all)
         });

@@ -154,7 +154,7 @@ fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
     lines.iter().find(|line| line.lv_name == name)
 }
 
-/// Finds a pool's devices, and activates them where this process may.
+/// Finds a pool's devices, and activates them as far as it is wanted.
 ///
 /// # Errors
 /// `Unavailable` where the group, the pool or its records are not there.
@@ -258,10 +258,7 @@ pub(super) fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> R
     let change = |arguments: &[&str]| run(commands, AfterDeadline::LeaveRunning, arguments);
     let mapper = open_mapper()?;
     if line_of(&lines, &records).is_none() {
-        make_records(place, &lines, commands)?;
-        // What lies there may be the records of a pool that is no more.
-        let made = find(place, &mapper, commands, Start::Records)?.records.open()?;
-        made.write_all_at(&[0; 2 * slots::BLOCK], 0).and_then(|()| made.sync_data()).doing(what)?;
+        make_records(place, &lines, &mapper, commands)?;
     } else if find(place, &mapper, commands, Start::Records)?.header().is_ok() {
         return Err(Error::new(ErrorKind::Mismatch, format!("{}: there is one already", what())));
     }
@@ -284,18 +281,22 @@ pub(super) fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> R
     Ok(header.id)
 }
 
-/// Makes the device of records, with the redundancy of the pool.
-fn make_records(place: &VolumeGroup, lines: &[Line], commands: &Commands) -> Result<()> {
+/// Makes the device of records, with the redundancy of the pool, and without a header: what lies there may be the records
+/// of a pool that is no more.
+fn make_records(place: &VolumeGroup, lines: &[Line], mapper: &Mapper, commands: &Commands) -> Result<()> {
     let data = line_of(lines, &format!("[{}_tdata]", place.thin_pool));
     let mirrored = data.is_some_and(|data| data.segtype.starts_with("raid"));
     let redundancy: &[&str] = if mirrored { &["--type", "raid1", "-m", "1"] } else { &[] };
     let make = ["lvcreate", "-y", "-Wy", "-Zy", "-n", &records_of(place), "-L", RECORDS];
     let arguments = [&make, redundancy, &["--", &place.vg]].concat();
-    run(commands, AfterDeadline::LeaveRunning, &arguments).map(drop)
+    run(commands, AfterDeadline::LeaveRunning, &arguments)?;
+    let made = find(place, mapper, commands, Start::Records)?.records.open()?;
+    let blanked = made.write_all_at(&[0; 2 * slots::BLOCK], 0).and_then(|()| made.sync_data());
+    blanked.doing(|| "blank the header of new records")
 }
 
 /// Makes the device of records of a pool that has lost it; `false` where it is there.
-pub(super) fn ensure_records(place: &VolumeGroup, commands: &Commands) -> Result<bool> {
+pub(super) fn ensure_records(place: &VolumeGroup, mapper: &Mapper, commands: &Commands) -> Result<bool> {
     let lines = report(place, commands)?;
     if line_of(&lines, &place.thin_pool).is_none() {
         let what = format!("volume group {} has no {}", place.vg, place.thin_pool);
@@ -303,7 +304,7 @@ pub(super) fn ensure_records(place: &VolumeGroup, commands: &Commands) -> Result
     }
     let missing = line_of(&lines, &records_of(place)).is_none();
     if missing {
-        make_records(place, &lines, commands)?;
+        make_records(place, &lines, mapper, commands)?;
     }
     Ok(missing)
 }

@@ -141,12 +141,10 @@ impl ThinPool {
         let start = if role == Role::Observer { Start::Nothing } else { Start::Pool(&settings.machine) };
         let found = place::find(&settings.place, &mapper, &commands, start)?;
         let header = found.header()?;
-        let refuse = |reason: String| {
-            let what = format!("pool {}: {reason}", settings.place);
-            Err(Error::new(ErrorKind::Unavailable, what))
-        };
         if let Some(expected) = expected.filter(|expected| *expected != header.id) {
-            return refuse(format!("pool {} is here, where pool {expected} was", header.id));
+            let what =
+                format!("pool {}: pool {} is here, where pool {expected} was", settings.place, header.id);
+            return Err(Error::new(ErrorKind::Unavailable, what));
         }
         Start::Pool(&settings.machine)
             .check(&header)

@@ -94,7 +94,7 @@ pub fn restore(
     let mapper = place.mapper()?;
     let header = header_of(backup)?;
     let made = match place {
-        Place::Lvm(group) => lvm::ensure_records(group, commands)?,
+        Place::Lvm(group) => lvm::ensure_records(group, &mapper, commands)?,
         Place::Disk(path) => block::ensure_header(path, &header).map(|()| false)?,
         Place::Model(_) => false,
     };
