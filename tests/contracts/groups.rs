@@ -37,10 +37,7 @@ async fn restored(rig: &Rig, cut: &Snapshot) -> Vec<u8> {
     let copy = Volume { source: Some(Source::Snapshot(cut.id)), ..rig.volume("r", cut.content) };
     rig.pool.create_volume(&copy, &progress()).await.unwrap();
     let content = rig.read(copy.id, 5);
-    // The device that it was read through goes in its own time.
-    while !rig.pool.attached(copy.id).await.unwrap().is_empty() {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    rig.until_detached(copy.id).await;
     rig.pool.delete_volume(copy.id).await.unwrap();
     content
 }

@@ -252,6 +252,15 @@ impl Rig {
         records::volume(self.pool.id(), name, Bytes::mib(320), content, None)
     }
 
+    /// Waits until devices that go with their last user are gone: the kernel removes them in its own time.
+    pub(crate) async fn until_detached(&self, id: VolumeId) {
+        let begun = std::time::Instant::now();
+        while !self.pool.attached(id).await.unwrap().is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "volume {id} is still attached");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Makes a volume.
     pub(crate) async fn create(&self, name: &str, content: Content) -> Volume {
         let volume = self.volume(name, content);

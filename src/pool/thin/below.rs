@@ -2,7 +2,7 @@
 //! thin-provisioning.rst). Numbers of thin devices of ours begin at 2^20; LVM takes the lowest free from 1, and the
 //! transaction id is LVM's alone: so both live in one pool.
 
-use std::io;
+use std::{io, time::Duration};
 
 use rustix::io::Errno;
 
@@ -137,12 +137,32 @@ fn made(answer: io::Result<Option<String>>, what: impl Fn() -> String) -> Result
 }
 
 /// Removes a thin device; fine where there is none.
+///
+/// # Errors
+/// `InUse` where a device stands on it.
 pub(super) fn delete(mapper: &Mapper, pool: &str, thin: u32) -> Result<()> {
-    match mapper.message(pool, &format!("delete {thin}")) {
-        Ok(_) => Ok(()),
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::NODATA) => Ok(()),
-        Err(error) => Err(Error::io(format!("delete thin device {thin}"), error)),
+    let what = || format!("delete thin device {thin}");
+    // A device that goes when it is closed is in no list any more while it still holds what is below it.
+    let gone = patiently(|| match mapper.message(pool, &format!("delete {thin}")) {
+        Ok(_) => Ok(true),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NODATA) => Ok(true),
+            Some(Errno::BUSY) => Ok(false),
+            _ => Err(Error::io(what(), error)),
+        },
+    })?;
+    if gone { Ok(()) } else { Err(Error::new(ErrorKind::InUse, format!("{}: it is in use", what()))) }
+}
+
+/// Tries for a while what somebody may stand in the way of for a moment; `false` where somebody still does.
+pub(super) fn patiently(mut attempt: impl FnMut() -> Result<bool>) -> Result<bool> {
+    for pause in [0, 5, 20, 50, 100, 200, 500] {
+        std::thread::sleep(Duration::from_millis(pause));
+        if attempt()? {
+            return Ok(true);
+        }
     }
+    Ok(false)
 }
 
 #[cfg(test)]

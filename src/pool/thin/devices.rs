@@ -450,11 +450,5 @@ pub(super) fn start(
 
 /// Removes a device, with some patience for udev, which opens each for a moment; `false` where it is in use.
 pub(super) fn remove(mapper: &Mapper, name: &str) -> Result<bool> {
-    for pause in [0, 5, 20, 50, 100, 200] {
-        std::thread::sleep(Duration::from_millis(pause));
-        if mapper.remove(name).doing(|| format!("remove device {name}"))? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    super::below::patiently(|| mapper.remove(name).doing(|| format!("remove device {name}")))
 }
