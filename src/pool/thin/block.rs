@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     below::{self, Made},
-    devices::{self, OURS},
+    devices,
     header::Header,
     layout::{self, LEAST, Layout, RECORDS},
     place::{Device, Found, Start, open_mapper},
@@ -24,7 +24,7 @@ use crate::{
         cmd::{AfterDeadline, Commands, Tool},
         device,
         disk::Disk,
-        dm::{Info, Line, Mapper},
+        dm::{Info, Line, Mapper, OURS},
         file::ByteLock,
     },
 };

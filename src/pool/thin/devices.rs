@@ -19,12 +19,10 @@ use crate::{
     pool::{Attach, Attached, Detached, Held},
     sys::{
         device::{Device, DeviceNumber},
-        dm::{Info, Line, Mapper, SECTOR},
+        dm::{Info, Line, Mapper, OURS, SECTOR},
     },
 };
 
-/// What the uuids of devices of ours begin with.
-pub(super) const OURS: &str = "LAGAN-";
 /// For a moment, by ourselves.
 const WORK: &str = "work";
 
@@ -376,15 +374,21 @@ impl Devices {
 
     /// Blocks that an object occupies.
     pub(super) fn mapped(&self, object: Uuid, thin: u32, size: Bytes) -> Result<Bytes> {
-        let read = |name: &str| -> Result<Bytes> {
-            let status = self.mapper.status(name).doing(|| format!("ask device {name}"))?;
+        let read = |name: &str| -> io::Result<Bytes> {
+            let status = self.mapper.status(name)?;
             let sectors = status.first().and_then(|line| line.text.split(' ').next()?.parse::<u64>().ok());
             Ok(Bytes::new(sectors.unwrap_or(0) * SECTOR))
         };
-        match self.attached(object)?.first() {
-            Some((info, _)) => read(&info.name),
-            None => read(&self.work_on(object, thin, size)?.name),
+        let what = |name: &str| format!("ask device {name}");
+        if let Some((info, _)) = self.attached(object)?.first() {
+            match read(&info.name) {
+                // It has gone since, with its last user.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => {}
+                answer => return answer.doing(|| what(&info.name)),
+            }
         }
+        let work = self.work_on(object, thin, size)?;
+        read(&work.name).doing(|| what(&work.name))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     id::PoolId,
     sys::{
         cmd::{AfterDeadline, Commands, Tool},
-        dm::Mapper,
+        dm::{Mapper, OURS},
         thin_metadata::ThinDevice,
     },
 };
@@ -214,8 +214,8 @@ fn suspended(mapper: &Mapper) -> Vec<Suspended> {
         let named = mapper.list().unwrap_or_default();
         let infos = named.iter().filter_map(|(name, _)| mapper.info(name).ok().flatten());
         let still = infos.filter(|info| info.suspended && info.active);
-        let known = still.filter(|info| info.uuid.starts_with("LAGAN-") || info.uuid.starts_with("LVM-"));
-        known.map(|info| Suspended { ours: info.uuid.starts_with("LAGAN-"), name: info.name }).collect()
+        let known = still.filter(|info| info.uuid.starts_with(OURS) || info.uuid.starts_with("LVM-"));
+        known.map(|info| Suspended { ours: info.uuid.starts_with(OURS), name: info.name }).collect()
     };
     let first = look();
     if first.is_empty() {

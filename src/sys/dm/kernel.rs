@@ -20,7 +20,7 @@ use super::{
         device::{self, DeviceNumber},
         raw,
     },
-    Door, Info, Line, Suspend,
+    Door, Info, Line, OURS, Suspend,
 };
 
 const CONTROL: &str = "/dev/mapper/control";
@@ -254,7 +254,10 @@ impl Door for Kernel {
 
     fn resume(&self, name: &str) -> io::Result<()> {
         let mut call = Call::new(name, &[])?;
-        call.set(EVENT, KEEP_OFF);
+        // Of a device of somebody else udev keeps the links: told to keep off, it would remove them.
+        if self.info(name)?.is_some_and(|info| info.uuid.starts_with(OURS)) {
+            call.set(EVENT, KEEP_OFF);
+        }
         self.send(DEV_SUSPEND, call).map(drop)
     }
 

@@ -8,6 +8,8 @@ use super::device::DeviceNumber;
 pub mod fake;
 pub mod kernel;
 
+/// What the uuids of devices of ours begin with.
+pub const OURS: &str = "LAGAN-";
 /// Length of a sector, the unit of tables.
 pub const SECTOR: u64 = 512;
 

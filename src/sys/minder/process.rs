@@ -223,7 +223,11 @@ impl Targets {
             }
         }
         for (suspended, device) in self.devices.iter().enumerate() {
-            let suspend = |mapper: &Kernel| mapper.suspend(device, Suspend::Clean);
+            let suspend = |mapper: &Kernel| match mapper.suspend(device, Suspend::Clean) {
+                // It has gone since, with its last user: nobody writes to it.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NXIO) => Ok(()),
+                other => other,
+            };
             if let Some(Err(error)) = self.mapper.as_ref().map(suspend) {
                 self.resume(&self.devices[..suspended]);
                 thaw_filesystems(&self.filesystems);
