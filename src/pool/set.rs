@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use async_trait::async_trait;
@@ -40,25 +40,14 @@ impl Slot {
     fn current(&self) -> Option<Arc<dyn Pool>> {
         self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
-
-    async fn get(&self) -> Result<Arc<dyn Pool>> {
-        if let Some(pool) = self.current() {
-            return Ok(pool);
-        }
-        let _opening = self.opening.lock().await;
-        if let Some(pool) = self.current() {
-            return Ok(pool);
-        }
-        let pool = self.opener.open().await.map_err(|error| error.within(format!("pool {}", self.name)))?;
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
-        Ok(pool)
-    }
 }
 
 /// Every pool of the configuration, in its order.
 #[derive(Default)]
 pub struct Pools {
     slots: Vec<Slot>,
+    /// Held while it is found out whether one that was opened is there already.
+    comparing: Mutex<()>,
     forgotten: HashSet<PoolId>,
 }
 
@@ -77,6 +66,26 @@ impl Pools {
             open: RwLock::default(),
             opening: tokio::sync::Mutex::default(),
         });
+    }
+
+    async fn open(&self, slot: &Slot) -> Result<Arc<dyn Pool>> {
+        if let Some(pool) = slot.current() {
+            return Ok(pool);
+        }
+        let _opening = slot.opening.lock().await;
+        if let Some(pool) = slot.current() {
+            return Ok(pool);
+        }
+        let pool = slot.opener.open().await.map_err(|error| error.within(format!("pool {}", slot.name)))?;
+        let _comparing = self.comparing.lock().unwrap_or_else(PoisonError::into_inner);
+        // A disk that was copied as a whole: the ids and the devices of the two would be the same.
+        let twin = |other: &&Slot| other.current().is_some_and(|other| other.id() == pool.id());
+        if let Some(twin) = self.slots.iter().find(twin) {
+            let what = format!("pool {}: it is a copy of pool {}, which is open", slot.name, twin.name);
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        }
+        *slot.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
+        Ok(pool)
     }
 
     /// Takes a pool for lost: what was in it is gone, and no longer waited for.
@@ -99,7 +108,7 @@ impl Pools {
             if expected.is_some_and(|expected| expected != id) {
                 continue;
             }
-            match slot.get().await {
+            match self.open(slot).await {
                 Ok(pool) if pool.id() == id => return Ok(Some(pool)),
                 Ok(_) => {}
                 Err(error) => reason = reason.filter(|_| expected.is_none()).or(Some(error)),
@@ -143,7 +152,7 @@ impl Pools {
             let what = format!("there is no pool {wanted:?} here: expected one of {}", known.join(", "));
             return Err(Error::new(ErrorKind::NoSpace, what));
         };
-        slot.get().await
+        self.open(slot).await
     }
 
     /// The names of all of them.
@@ -161,8 +170,46 @@ impl Pools {
     pub async fn all(&self) -> Vec<(PoolName, Result<Arc<dyn Pool>>)> {
         let mut all = Vec::with_capacity(self.slots.len());
         for slot in &self.slots {
-            all.push((slot.name.clone(), slot.get().await));
+            all.push((slot.name.clone(), self.open(slot).await));
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bytes::Bytes,
+        pool::fake::{FakeDisk, FakePool},
+        sys::fake::FakeKernel,
+    };
+
+    struct On(FakeDisk);
+
+    #[async_trait]
+    impl Opener for On {
+        async fn open(&self) -> Result<Arc<dyn Pool>> {
+            Ok(Arc::new(FakePool::new(self.0.clone(), FakeKernel::new(&["/t"]))))
+        }
+
+        fn expected(&self) -> Option<PoolId> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_pool_and_its_copy_one_is_served() {
+        let (disk, other) = (FakeDisk::new(Bytes::gib(1)), FakeDisk::new(Bytes::gib(1)));
+        let mut pools = Pools::new();
+        for (name, disk) in [("a", &disk), ("copy", &disk), ("b", &other)] {
+            pools.add(name.parse().unwrap(), Box::new(On(disk.clone())));
+        }
+        let all = pools.all().await;
+        let open: Vec<_> = all.iter().map(|(_, pool)| pool.is_ok()).collect();
+        assert_eq!(open, [true, false, true]);
+        let refused = pools.named(Some(&"copy".parse().unwrap())).await.err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable);
+        assert!(refused.to_string().contains("copy of pool a"), "{refused}");
     }
 }

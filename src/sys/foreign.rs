@@ -30,7 +30,8 @@ static ZEROS: [u8; PIECE] = [0; PIECE];
 pub struct Foreign {
     file: File,
     length: Bytes,
-    regular: bool,
+    /// Of a block device.
+    number: Option<DeviceNumber>,
 }
 
 impl Foreign {
@@ -43,21 +44,20 @@ impl Foreign {
         // Looked at before it is opened: to open some things does something.
         let found = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let stat = fstat(&found)?;
-        let alone = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::BlockDevice => {
-                refuse_suspended(DeviceNumber::of_special_file(&stat))?;
-                OFlags::EXCL
-            }
-            FileType::RegularFile => OFlags::empty(),
+        let number = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::BlockDevice => Some(DeviceNumber::of_special_file(&stat)),
+            FileType::RegularFile => None,
             _ => {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a block device nor a file"));
             }
         };
+        number.map_or(Ok(()), refuse_suspended)?;
+        let alone = if number.is_some() { OFlags::EXCL } else { OFlags::empty() };
         let same = format!("/proc/self/fd/{}", found.as_raw_fd());
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | alone;
         let file: File = open(same, flags, Mode::empty())?.into();
         let length = Bytes::new(seek(&file, SeekFrom::End(0))?);
-        Ok(Self { file, length, regular: alone.is_empty() })
+        Ok(Self { file, length, number })
     }
 
     /// Its length.
@@ -81,14 +81,16 @@ impl Foreign {
     /// bytes dealt with since the last call; its error ends the copy.
     ///
     /// # Errors
-    /// Those of reading and writing, and that of `step`; `ResourceBusy` where a file is or gets open for writing.
+    /// Those of reading and writing, and that of `step`; `ResourceBusy` where a file is or gets open for writing, or a
+    /// device was written to meanwhile.
     pub fn copy_to(&self, to: &File, step: &mut dyn FnMut(Bytes) -> io::Result<()>) -> io::Result<()> {
-        let quiet = if self.regular { Some(self.expect_quiet()?) } else { None };
+        let quiet = if self.number.is_none() { Some(self.expect_quiet()?) } else { None };
+        let written = self.number.map(|number| self.writes(number)).transpose()?;
         let length = self.length.get();
         let mut buffer = vec![0; STEP];
         let mut offset = 0;
         while offset < length {
-            let data = if self.regular { self.data_behind(offset)? } else { offset };
+            let data = if self.number.is_none() { self.data_behind(offset)? } else { offset };
             let amount = usize::try_from(length - data).unwrap_or(STEP).min(STEP);
             self.file.read_exact_at(&mut buffer[..amount], data)?;
             for (index, piece) in buffer[..amount].chunks(PIECE).enumerate() {
@@ -100,10 +102,20 @@ impl Foreign {
             step(Bytes::new(end - offset))?;
             offset = end;
         }
-        if quiet.is_some_and(|quiet| !quiet.lasts()) {
+        let disturbed = quiet.is_some_and(|quiet| !quiet.lasts());
+        if disturbed || self.number.map(|number| self.writes(number)).transpose()? != written {
             return Err(Errno::BUSY.into());
         }
         Ok(())
+    }
+
+    /// How often a device was written to, with what waited in memory (Documentation/block/stat.rst): whoever has it open
+    /// without claiming it is seen by nothing else.
+    fn writes(&self, number: DeviceNumber) -> io::Result<String> {
+        self.file.sync_data()?;
+        let counters = fs::read_to_string(format!("/sys/dev/block/{number}/stat"))?;
+        // Writes, and discards.
+        Ok([4, 11].map(|index| counters.split_whitespace().nth(index).unwrap_or_default()).join(" "))
     }
 
     fn expect_quiet(&self) -> io::Result<Quiet<'_>> {

@@ -1,6 +1,12 @@
 //! Files and devices of somebody else, copied into a pool of files.
 
-use std::{fs, fs::File, path::Path};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::mpsc,
+    time::Duration,
+};
 
 use lagan::proto::IMPORT;
 use serde_json::Value;
@@ -115,6 +121,19 @@ async fn what_is_in_use_or_no_device_is_refused() {
     let device = run("findmnt", &["-n", "-o", "SOURCE", &point]).trim().to_owned();
     refused(&ground, &["v", "--device", &device], "mounted, or in use");
     run("umount", &[&point]);
+    let device = run("losetup", &["--find", "--show", &image]).trim().to_owned();
+    let raw = File::options().write(true).open(&device).unwrap();
+    let (done, stop) = mpsc::channel::<()>();
+    let writer = std::thread::spawn(move || {
+        while stop.try_recv() == Err(mpsc::TryRecvError::Empty) {
+            raw.write_all_at(b"torn", 300 << 20).unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    refused(&ground, &["v", "--device", &device], "somebody writes to it");
+    drop(done);
+    writer.join().unwrap();
+    run("losetup", &["-d", &device]);
     let (short, _) = disk(&ground, "short", &["ext4", "-b1024"]);
     refused(&ground, &["v", "--device", &short], "sectors shorter than 4.0 KiB");
     refused(&ground, &["v", "--device", "/dev/null"], "no block device and no file");
