@@ -151,14 +151,14 @@ impl ConfiguredPool {
 #[async_trait]
 impl Opener for ConfiguredPool {
     async fn open(&self) -> Result<Arc<dyn Pool>> {
-        let pool = match thin_place(&self.config.place) {
-            Ok(place) => self.open_thin(place).await?,
-            Err(directory) => self.open_file(directory.to_owned()).await?,
-        };
-        if self.role.changes() {
-            self.hints.note(&self.config.name, pool.id())?;
+        match thin_place(&self.config.place) {
+            Ok(place) => self.open_thin(place).await,
+            Err(directory) => self.open_file(directory.to_owned()).await,
         }
-        Ok(pool)
+    }
+
+    fn accepted(&self, id: PoolId) -> Result<()> {
+        if self.role.changes() { self.hints.note(&self.config.name, id) } else { Ok(()) }
     }
 
     fn expected(&self) -> Option<PoolId> {

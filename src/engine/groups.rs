@@ -75,12 +75,11 @@ impl Engine {
         let find = || self.index().group_named(&wanted.name);
         let mut existing = find();
         if existing.is_none() {
-            // A closed pool may hold the name; one that opens now certainly may.
-            self.all_pools().await?;
+            self.open_pools().await;
             existing = find();
         }
         match existing {
-            None => self.expect_readable().await.map(|()| None),
+            None => self.expect_unknown_in(one_pool(wanted)?).await.map(|()| None),
             Some(existing) if existing.digest != wanted.digest => {
                 let what = format!("group {:?} exists ({}) of other volumes", existing.name, existing.id);
                 Err(Error::new(ErrorKind::Mismatch, what))

@@ -201,24 +201,34 @@ impl Engine {
         Ok(all)
     }
 
-    /// Makes sure that a name which is not known is not that of an object whose record cannot be read: a second, empty
-    /// volume in the place of the first would look like lost data.
-    async fn expect_readable(&self) -> Result<()> {
-        let suspects = self.index().damaged();
-        for id in suspects {
-            let damaged = self.pool(id).await?.list().await?.damaged;
-            let Some(first) = damaged.first() else {
-                self.index().note_damaged(id, damaged);
-                continue;
-            };
-            let what = format!(
-                "pool {id} holds {} record(s) that cannot be read, one of which may have this name ({first}): mend \
-                 or move away what `lagan doctor --check` names",
-                damaged.len()
-            );
-            return Err(Error::new(ErrorKind::Unavailable, what));
+    /// Opens every pool that can be: one that opens now may hold what is looked for.
+    async fn open_pools(&self) {
+        for pool in self.inner.pools.all().await.into_iter().filter_map(|(_, pool)| pool.ok()) {
+            if let Err(error) = self.ready(&pool).await {
+                tracing::warn!(%error, pool = %pool.id(), "pool cannot be read");
+            }
         }
-        Ok(())
+    }
+
+    /// Makes sure that a name which is not known is not that of an object in a pool that is closed, or whose record cannot
+    /// be read: a second, empty volume in the place of the first would look like lost data. Only of the pool that the
+    /// request goes to, which is the same each time: the others go on without it.
+    async fn expect_unknown_in(&self, home: PoolId) -> Result<()> {
+        let pool = self.pool(home).await?;
+        if !self.index().damaged().contains(&home) {
+            return Ok(());
+        }
+        let damaged = pool.list().await?.damaged;
+        let Some(first) = damaged.first() else {
+            self.index().note_damaged(home, damaged);
+            return Ok(());
+        };
+        let what = format!(
+            "pool {home} holds {} record(s) that cannot be read, one of which may have this name ({first}): mend or move \
+             away what `lagan doctor --check` names",
+            damaged.len()
+        );
+        Err(Error::new(ErrorKind::Unavailable, what))
     }
 
     async fn volume(&self, id: VolumeId) -> Result<(Arc<dyn Pool>, Arc<Volume>)> {

@@ -71,14 +71,13 @@ impl Engine {
         let find = || self.index().snapshot_named(&wanted.name);
         let existing = match find() {
             Some(existing) => Some(existing),
-            // A closed pool may hold the name; one that opens now certainly may.
             None => {
-                self.all_pools().await?;
+                self.open_pools().await;
                 find()
             }
         };
         if existing.is_none() {
-            self.expect_readable().await?;
+            self.expect_unknown_in(wanted.volume.pool).await?;
         }
         match existing {
             Some(existing) if existing.volume != wanted.volume => {

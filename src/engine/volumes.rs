@@ -11,7 +11,7 @@ use crate::{
     digest::Digest,
     error::{Error, ErrorKind, Result},
     filesystem::{BLOCK, Filesystem},
-    id::{PoolName, VolumeId},
+    id::{PoolId, PoolName, VolumeId},
     pool::{
         Pool, Progress, Sharing,
         import::Import,
@@ -116,17 +116,25 @@ impl Engine {
         let find = || self.index().volume_named(&wanted.name);
         let existing = match find() {
             Some(existing) => Some(existing),
-            // A closed pool may hold the name; one that opens now certainly may.
             None => {
-                self.all_pools().await?;
+                self.open_pools().await;
                 find()
             }
         };
         match &existing {
             Some(existing) => plan::matches(existing, wanted)?,
-            None => self.expect_readable().await?,
+            None => self.expect_unknown_in(self.home_of(wanted).await?).await?,
         }
         Ok(existing)
+    }
+
+    /// The pool that a request goes to.
+    async fn home_of(&self, wanted: &NewVolume) -> Result<PoolId> {
+        match wanted.source {
+            Some(Source::Snapshot(id)) => Ok(id.pool),
+            Some(Source::Volume(id)) => Ok(id.pool),
+            None => Ok(self.inner.pools.named(wanted.pool.as_ref()).await?.id()),
+        }
     }
 
     /// Where a new volume goes, and what is known of its source, which decides that.

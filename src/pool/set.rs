@@ -25,6 +25,14 @@ pub trait Opener: Send + Sync {
 
     /// The identity it had when it was open last, where that is known.
     fn expected(&self) -> Option<PoolId>;
+
+    /// Remembers the identity of the one that is served from now on.
+    ///
+    /// # Errors
+    /// Those of writing it down.
+    fn accepted(&self, _id: PoolId) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// One configured pool.
@@ -78,12 +86,20 @@ impl Pools {
         }
         let pool = slot.opener.open().await.map_err(|error| error.within(format!("pool {}", slot.name)))?;
         let _comparing = self.comparing.lock().unwrap_or_else(PoisonError::into_inner);
-        // A disk that was copied as a whole: the ids and the devices of the two would be the same.
-        let twin = |other: &&Slot| other.current().is_some_and(|other| other.id() == pool.id());
+        // A disk that was copied as a whole: the ids and the devices of the two would be the same. The one that was served
+        // before is the original, open or not.
+        let id = pool.id();
+        let known_here = slot.opener.expected() == Some(id);
+        let twin = |other: &&Slot| {
+            !std::ptr::eq(*other, slot)
+                && (other.current().is_some_and(|other| other.id() == id)
+                    || !known_here && other.opener.expected() == Some(id))
+        };
         if let Some(twin) = self.slots.iter().find(twin) {
-            let what = format!("pool {}: it is a copy of pool {}, which is open", slot.name, twin.name);
+            let what = format!("pool {}: it is a copy of pool {}", slot.name, twin.name);
             return Err(Error::new(ErrorKind::Unavailable, what));
         }
+        slot.opener.accepted(id)?;
         *slot.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pool));
         Ok(pool)
     }
@@ -181,11 +197,12 @@ mod tests {
     use super::*;
     use crate::{
         bytes::Bytes,
+        error::Chain,
         pool::fake::{FakeDisk, FakePool},
         sys::fake::FakeKernel,
     };
 
-    struct On(FakeDisk);
+    struct On(FakeDisk, Option<PoolId>);
 
     #[async_trait]
     impl Opener for On {
@@ -194,22 +211,48 @@ mod tests {
         }
 
         fn expected(&self) -> Option<PoolId> {
-            None
+            self.1
         }
+    }
+
+    /// Is not there.
+    struct Late(PoolId);
+
+    #[async_trait]
+    impl Opener for Late {
+        async fn open(&self) -> Result<Arc<dyn Pool>> {
+            Err(Error::new(ErrorKind::Unavailable, "its disk is missing"))
+        }
+
+        fn expected(&self) -> Option<PoolId> {
+            Some(self.0)
+        }
+    }
+
+    async fn open(slots: Vec<Box<dyn Opener>>) -> Vec<bool> {
+        let mut pools = Pools::new();
+        for (number, opener) in slots.into_iter().enumerate() {
+            pools.add(format!("p{number}").parse().unwrap(), opener);
+        }
+        let all = pools.all().await;
+        for (_, pool) in &all {
+            let Err(error) = pool else { continue };
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            let said = Chain(error).to_string();
+            assert!(said.contains("copy of pool p") || said.contains("missing"), "{said}");
+        }
+        all.iter().map(|(_, pool)| pool.is_ok()).collect()
     }
 
     #[tokio::test]
     async fn of_a_pool_and_its_copy_one_is_served() {
         let (disk, other) = (FakeDisk::new(Bytes::gib(1)), FakeDisk::new(Bytes::gib(1)));
-        let mut pools = Pools::new();
-        for (name, disk) in [("a", &disk), ("copy", &disk), ("b", &other)] {
-            pools.add(name.parse().unwrap(), Box::new(On(disk.clone())));
-        }
-        let all = pools.all().await;
-        let open: Vec<_> = all.iter().map(|(_, pool)| pool.is_ok()).collect();
-        assert_eq!(open, [true, false, true]);
-        let refused = pools.named(Some(&"copy".parse().unwrap())).await.err().unwrap();
-        assert_eq!(refused.kind(), ErrorKind::Unavailable);
-        assert!(refused.to_string().contains("copy of pool a"), "{refused}");
+        let id = FakePool::new(disk.clone(), FakeKernel::new(&["/t"])).id();
+        let on = |disk: &FakeDisk, expected| Box::new(On(disk.clone(), expected)) as Box<dyn Opener>;
+        assert_eq!(open(vec![on(&disk, None), on(&disk, None), on(&other, None)]).await, [true, false, true]);
+        // The original, whichever comes first, and even while it is away.
+        assert_eq!(open(vec![on(&disk, None), on(&disk, Some(id))]).await, [false, true]);
+        assert_eq!(open(vec![on(&disk, None), Box::new(Late(id))]).await, [false, false]);
+        assert_eq!(open(vec![on(&other, None), Box::new(Late(id))]).await, [true, false]);
     }
 }

@@ -29,9 +29,9 @@ use crate::{
 
 /// What the table of partitions takes at either end, and more: where tools look for signatures.
 pub const MARGIN: Bytes = Bytes::mib(1);
-/// How much is read to tell a blank disk, at each end and at as many places between.
-const SAMPLE: usize = 1 << 20;
-const SAMPLES: u64 = 64;
+/// How much is read to tell a blank disk, and at how many places between its ends.
+const SAMPLE: usize = 4096;
+const SAMPLES: u64 = 4096;
 /// The type of partitions of ours.
 const PARTITION_TYPE: Uuid = Uuid::from_u128(0x1a6a_4e00_5d3b_4c0f_9a57_2e0d_83b1_c7f4);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -154,11 +154,13 @@ impl Disk {
                 .collect();
             return Ok(Some(kinds.join(", ")));
         }
-        let mut sample = vec![0; SAMPLE];
-        let last = self.size.get().saturating_sub(SAMPLE as u64);
-        for index in 0..=SAMPLES {
-            let offset = last / SAMPLES * index;
-            let offset = if index == SAMPLES { last } else { offset };
+        let (end, length) = (self.size.get(), SAMPLE as u64);
+        let between =
+            (0..SAMPLES).map(|index| ((end / SAMPLES * index).min(end.saturating_sub(length)), length));
+        let last = end.saturating_sub(MARGIN.get());
+        let ends = [(0, MARGIN.get().min(end)), (last, end - last)];
+        for (offset, length) in ends.into_iter().chain(between) {
+            let mut sample = vec![0; usize::try_from(length).unwrap_or_default()];
             self.file
                 .read_exact_at(&mut sample, offset)
                 .doing(|| format!("read {} at byte {offset}", self.path.display()))?;
@@ -174,7 +176,7 @@ impl Disk {
     /// # Errors
     /// Those of writing.
     pub fn wipe(&self) -> Result<()> {
-        let zeros = vec![0; SAMPLE];
+        let zeros = vec![0; usize::try_from(MARGIN.get()).unwrap_or_default()];
         for offset in [0, self.size.get().saturating_sub(MARGIN.get())] {
             self.file.write_all_at(&zeros, offset).doing(|| format!("wipe {}", self.path.display()))?;
         }

@@ -8,7 +8,7 @@ use lagan::{
     bytes::Bytes,
     csi::{self, Services, Topology},
     engine::{self, Engine, work::Work},
-    error::Result,
+    error::{Error, ErrorKind, Result},
     id::{PoolId, VolumeId},
     node::{self, Node},
     pool::{
@@ -37,6 +37,9 @@ pub(crate) const GIB: i64 = 1 << 30;
 /// A pool that the operator of the rig has given up.
 pub(crate) const FORGOTTEN: &str = "ffffffffffffffffffffffffffffffff";
 
+/// The pool named "missing", in a rig that has it.
+pub(crate) const LOST: &str = "00000000000000000000000000000001";
+
 pub(crate) use crate::requests::{
     NODE, block, check, create_with, delete, from_snapshot, from_volume, group_of, hide_at, mount_with,
     publish_with, show_at, snapshot_of, stage_at, ungroup, unpublish_from, unstage_at,
@@ -55,6 +58,20 @@ impl Opener for FakeOpener {
 
     fn expected(&self) -> Option<PoolId> {
         None
+    }
+}
+
+/// A pool whose disk is missing.
+struct Missing;
+
+#[async_trait]
+impl Opener for Missing {
+    async fn open(&self) -> Result<Arc<dyn Pool>> {
+        Err(Error::new(ErrorKind::Unavailable, "its disk is not here"))
+    }
+
+    fn expected(&self) -> Option<PoolId> {
+        Some(LOST.parse().unwrap())
     }
 }
 
@@ -87,9 +104,22 @@ impl Rig {
         Self::over(FakeDisk::new(Bytes::gib(100)), kernel).await
     }
 
+    /// One with a second pool, whose disk is missing.
+    pub(crate) async fn beside_a_missing_pool() -> Self {
+        let kernel = FakeKernel::new(&["/t"]);
+        kernel.make_directory("/t/pods");
+        let mut pools = Pools::new();
+        pools.add("missing".parse().unwrap(), Box::new(Missing));
+        Self::with(pools, 1, FakeDisk::new(Bytes::gib(100)), kernel).await
+    }
+
     /// A driver over what is there already.
     pub(crate) async fn over(disk: FakeDisk, kernel: FakeKernel) -> Self {
-        let mut pools = Pools::new();
+        Self::with(Pools::new(), 0, disk, kernel).await
+    }
+
+    /// The same beside other pools, of which so many are closed.
+    async fn with(mut pools: Pools, closed: usize, disk: FakeDisk, kernel: FakeKernel) -> Self {
         let opener = FakeOpener { disk: disk.clone(), kernel: kernel.clone() };
         pools.add("p".parse().unwrap(), Box::new(opener));
         pools.forget(FORGOTTEN.parse().unwrap());
@@ -99,7 +129,7 @@ impl Rig {
         let node = Node::new(Arc::clone(&pools), Arc::new(kernel.clone()), settings);
         let settings = engine::Settings { node: id.clone(), max_volumes: 3 };
         let engine = Engine::new(Arc::clone(&pools), Arc::new(LocalUses(node.clone())), settings);
-        assert!(engine.start().await.unwrap().is_empty());
+        assert_eq!(engine.start().await.unwrap().len(), closed);
         let work = Work::new(64);
         let services = Services {
             driver_name: "lagan.csi".into(),

@@ -14,8 +14,9 @@ use lagan::{
 use tonic::Code;
 
 use crate::rig::{
-    FORGOTTEN, GIB, NODE, Rig, STAGING, TARGET, block, check, create, delete, from_snapshot, from_volume,
-    hide_at, mount, mount_with, publish, stage, unpublish_from, unstage_at,
+    FORGOTTEN, GIB, LOST, NODE, Rig, STAGING, TARGET, block, check, create, delete, from_snapshot,
+    from_volume, group_of, hide_at, mount, mount_with, publish, snapshot_of, stage, unpublish_from,
+    unstage_at,
 };
 
 fn sized(name: &str, required_bytes: i64, limit_bytes: i64) -> CreateVolumeRequest {
@@ -436,4 +437,27 @@ async fn a_failure_leaves_nothing_and_a_lost_answer_loses_nothing() {
     check(rig.controller.controller_publish_volume(publish(&found[0])).await, Code::Unavailable);
     rig.disk.set_fault("update_volume", None);
     check(rig.controller.controller_publish_volume(publish(&found[0])).await, Code::Ok);
+}
+
+#[tokio::test]
+async fn a_pool_that_is_missing_stops_no_other() {
+    let mut rig = Rig::beside_a_missing_pool().await;
+    let in_pool = |pool: &str, name: &str| {
+        let mut request = create(name);
+        request.parameters.insert("pool".into(), pool.into());
+        request
+    };
+    let id = rig.create(in_pool("p", "a")).await.unwrap().volume_id;
+    assert_eq!(rig.create(in_pool("p", "a")).await.unwrap().volume_id, id);
+    check(rig.controller.create_snapshot(snapshot_of(&id, "s")).await, Code::Ok);
+    check(rig.groups.create_volume_group_snapshot(group_of(&[&id], "g")).await, Code::Ok);
+    // What was there may come back.
+    check(rig.controller.create_volume(in_pool("missing", "b")).await, Code::Unavailable);
+    check(rig.controller.create_volume(create("b")).await, Code::Unavailable);
+    let lost = format!("v.{LOST}.{LOST}");
+    check(rig.controller.delete_volume(delete(&lost)).await, Code::Unavailable);
+    // A list with gaps would be taken for a whole one.
+    check(rig.controller.list_volumes(ListVolumesRequest::default()).await, Code::Unavailable);
+    let other = rig.create(in_pool("p", "c")).await.unwrap().volume_id;
+    check(rig.controller.delete_volume(delete(&other)).await, Code::Ok);
 }

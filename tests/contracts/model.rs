@@ -128,6 +128,25 @@ async fn what_stands_still_at_the_start_goes_on() {
 }
 
 #[tokio::test]
+async fn what_was_never_started_is_taken_away() {
+    let ill = Ill::new(Bytes::gib(4));
+    let pool = ill.open();
+    let volume = create(&pool).await;
+    drop(pool.attach(volume.id, &raw()).await.unwrap());
+    let name = format!("lagan-{}", volume.id.uuid.simple());
+    let (table, known) = (ill.mapper.table(&name).unwrap(), ill.mapper.info(&name).unwrap().unwrap());
+    pool.detach(volume.id, None).await.unwrap();
+    // As a process leaves it that is killed between two calls.
+    ill.mapper.create(&name, &known.uuid).unwrap();
+    ill.mapper.load(&name, &table, false).unwrap();
+    assert!(pool.attached(volume.id).await.unwrap().is_empty(), "nobody can use it");
+    drop(pool);
+    let pool = ill.open();
+    assert_eq!(pool.recover().await.unwrap(), [format!("removed device {name}, which was never started")]);
+    pool.delete_volume(volume.id).await.unwrap();
+}
+
+#[tokio::test]
 async fn more_than_the_metadata_could_ever_hold_is_refused() {
     let ill = Ill::new(Bytes::gib(4));
     let pool = ill.open();

@@ -72,6 +72,10 @@ async fn only_a_blank_disk_is_taken_and_then_it_is_seen_as_taken() {
     file.write_all_at(b"x", (2048 << 20) - 100).unwrap();
     assert!(lagan(&ground, &init, false).contains("not blank (data"));
     file.write_all_at(b"\0", (2048 << 20) - 100).unwrap();
+    // Some data of no known kind, wherever it is.
+    file.write_all_at(&[7; 1 << 20], 777_777_777).unwrap();
+    assert!(lagan(&ground, &init, false).contains("not blank (data"));
+    file.write_all_at(&[0; 1 << 20], 777_777_777).unwrap();
 
     run("mkfs.ext4", &["-q", "-U", "5c5e0c1e-6f0e-4c8f-8a4c-0d1f5d9a2b11", disk.node]);
     assert!(lagan(&ground, &init, false).contains("ext4"));

@@ -169,10 +169,12 @@ async fn metadata_never_fills() {
             Ok(answer) => clones.push(answer.into_inner().volume.unwrap().volume_id),
             Err(status) => {
                 assert_eq!(status.code(), Code::ResourceExhausted, "{}", status.message());
+                assert!(status.message().contains("metadata"), "{}", status.message());
                 break;
             }
         }
     }
+    assert!(clones.len() < 40, "all were admitted");
     println!("{} clones were admitted: {}", clones.len(), status().trim());
     assert!(!clones.is_empty(), "none was admitted");
     // From here on writers alone.

@@ -137,6 +137,7 @@ async fn killed_between_any_two_steps() {
             let cut = daemon.group(&[&ids[0], &ids[1]], "set").await.unwrap();
             daemon.groups.delete_volume_group_snapshot(ungroup(&cut)).await.unwrap();
         }
+        assert!(killed > 0, "{call}: never killed");
         println!("{call}: killed at {killed} points, the group was there after {whole}");
     }
     end(daemon, &ground, &ids, writers).await;

@@ -35,6 +35,8 @@ pub(super) enum Mode {
 /// What a thin pool says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Status {
+    /// Changes by LVM: it counts each thin volume that it makes or removes.
+    pub(super) transaction: u64,
     pub(super) mode: Mode,
     pub(super) needs_check: bool,
     pub(super) data: Amount,
@@ -83,9 +85,11 @@ fn parse(status: &Line, table: &Line) -> Option<Status> {
     }
     let block = table.text.split(' ').nth(2)?.parse::<u64>().ok()? * SECTOR;
     let chunk = Bytes::new(block);
-    if fields.next()? == "Fail" {
+    let first = fields.next()?;
+    if first == "Fail" {
         let nothing = Amount::default();
         return Some(Status {
+            transaction: 0,
             mode: Mode::Failed,
             needs_check: true,
             data: nothing,
@@ -98,6 +102,7 @@ fn parse(status: &Line, table: &Line) -> Option<Status> {
         let bytes = |count: &str| Some(Bytes::new(count.parse::<u64>().ok()?.checked_mul(unit)?));
         Some(Amount { used: bytes(used)?, total: bytes(total)? })
     };
+    let transaction = first.parse().ok()?;
     let metadata = amount(fields.next()?, METADATA_BLOCK)?;
     let data = amount(fields.next()?, block)?;
     let rest: Vec<&str> = fields.collect();
@@ -106,7 +111,7 @@ fn parse(status: &Line, table: &Line) -> Option<Status> {
         "out_of_data_space" => Mode::Full,
         _ => Mode::ReadOnly,
     };
-    Some(Status { mode, needs_check: rest.contains(&"needs_check"), data, metadata, chunk })
+    Some(Status { transaction, mode, needs_check: rest.contains(&"needs_check"), data, metadata, chunk })
 }
 
 /// Whether a number was free.
@@ -177,7 +182,7 @@ mod tests {
     #[test]
     fn what_a_pool_says() {
         let well = check("1 14/2048 25/4096 - rw discard_passdown queue_if_no_space - 1024 ").unwrap();
-        assert_eq!((well.mode, well.needs_check), (Mode::Writable, false));
+        assert_eq!((well.transaction, well.mode, well.needs_check), (1, Mode::Writable, false));
         assert_eq!((well.data.used, well.data.total), (Bytes::new(25 << 16), Bytes::mib(256)));
         assert_eq!(well.metadata.total, Bytes::mib(8));
         assert_eq!(well.chunk, Bytes::new(64 << 10));

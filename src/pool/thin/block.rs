@@ -155,10 +155,11 @@ fn uuid_of(id: PoolId, part: Part) -> String {
     format!("{OURS}{id}-{}", part.word())
 }
 
-/// A device that has a table; one that stands still is let go on, and described as it is then.
+/// A device that runs; one that stands still is let go on, and described as it is then. One that was never started is none:
+/// it is made anew.
 fn running(mapper: &Mapper, name: &str) -> Result<Option<Info>> {
     let look = || mapper.info(name).doing(|| format!("look for device {name}"));
-    let found = look()?.filter(|info| info.active || info.pending);
+    let found = look()?.filter(|info| info.active);
     if found.as_ref().is_some_and(|info| info.suspended) {
         // By a process that has died while it extended the pool.
         mapper.resume(name).doing(|| format!("resume {name}"))?;

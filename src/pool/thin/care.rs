@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Inner, Place,
+    Foreign, Inner, Place,
     below::{METADATA_BLOCK, Status},
     lvm::{self, Longer},
     metadata,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     bytes::Bytes,
-    error::{Error, ErrorKind, Result},
+    error::{Chain, Error, ErrorKind, Result},
     pool::fill::{Fill, Part},
 };
 
@@ -92,11 +92,11 @@ impl Inner {
         let status = self.check()?;
         let shortage = |status: &Status| {
             let mut lengths = self.slots.map(|entry| length_of(&entry.object));
-            lengths.extend(self.foreign.iter().copied().chain([more]));
+            lengths.extend(self.foreign().into_iter().chain([more]));
             let needed = worst(lengths.into_iter(), status.data.total, status.chunk);
             needed.minus(status.metadata.total.minus(status.metadata.total.percent(CHANGING_PERCENT)))
         };
-        let missing = shortage(&status);
+        let mut missing = shortage(&status);
         if missing == Bytes::ZERO {
             return Ok(());
         }
@@ -109,7 +109,11 @@ impl Inner {
                 lvm::extend(group, longer, &self.commands)?;
             }
             drop(one);
-            return Ok(());
+            // It may have got less than was asked for.
+            missing = shortage(&self.status()?);
+            if missing == Bytes::ZERO {
+                return Ok(());
+            }
         }
         let what = format!(
             "the metadata of the thin pool ({}) could fill up: {missing} more are needed for the case that every block of \
@@ -134,9 +138,24 @@ impl Inner {
         Ok(())
     }
 
+    /// Asks LVM for its thin volumes in the pool, where it has made or removed one since it was asked last.
+    fn look_at_foreign(&self) -> Result<()> {
+        let Place::Lvm(group) = &self.settings.place else { return Ok(()) };
+        let now = Some(self.status()?.transaction);
+        if self.foreign.lock().unwrap_or_else(PoisonError::into_inner).as_of == now {
+            return Ok(());
+        }
+        let lengths = lvm::foreign(group, &self.commands)?;
+        *self.foreign.lock().unwrap_or_else(PoisonError::into_inner) = Foreign { lengths, as_of: now };
+        Ok(())
+    }
+
     /// Does what has to be done by somebody, and extends the pool where the configuration wants it.
     pub(super) fn tend(&self) -> Result<()> {
         self.release_forgotten()?;
+        if let Err(error) = self.look_at_foreign() {
+            tracing::warn!(pool = %self.id, error = %Chain(&error), "thin volumes of LVM are not known");
+        }
         let (Place::Lvm(group), Some(extend)) = (&self.settings.place, self.settings.extend) else {
             return Ok(());
         };

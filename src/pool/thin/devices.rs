@@ -324,7 +324,14 @@ impl Devices {
                 done.extend(self.end_noted_pause(&name)?);
                 continue;
             }
-            if info.suspended && (info.active || info.pending) {
+            // Killed before it was started: it would hold what is below it for ever, and be seen by nobody.
+            if !info.active && info.open_count == 0 {
+                if remove(&self.mapper, &name)? {
+                    done.push(format!("removed device {name}, which was never started"));
+                }
+                continue;
+            }
+            if info.suspended {
                 self.mapper.resume(&name).doing(|| format!("resume {name}"))?;
                 done.push(format!("let device {name} go on"));
             }

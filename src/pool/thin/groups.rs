@@ -56,6 +56,8 @@ impl Inner {
     }
 
     pub(super) fn create_group(&self, group: &Group, members: &[Snapshot]) -> Result<Vec<Snapshot>> {
+        // What waits in memory counts too.
+        self.settle(&members.iter().map(|member| member.volume.uuid).collect::<Vec<_>>())?;
         let mut parts = Vec::new();
         for member in members {
             let (entry, volume) = self.ready_volume(member.volume)?;

@@ -154,6 +154,16 @@ fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
     lines.iter().find(|line| line.lv_name == name)
 }
 
+fn foreign_in(place: &VolumeGroup, lines: &[Line]) -> Vec<Bytes> {
+    let tenants = lines.iter().filter(|line| line.pool_lv == place.thin_pool);
+    tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect()
+}
+
+/// Lengths of LVM's thin volumes in the pool.
+pub(super) fn foreign(place: &VolumeGroup, commands: &Commands) -> Result<Vec<Bytes>> {
+    Ok(foreign_in(place, &report(place, commands)?))
+}
+
 /// Finds a pool's devices, and activates them as far as it is wanted.
 ///
 /// # Errors
@@ -222,10 +232,8 @@ pub(super) fn find(
         Some(anchor) => look(anchor, &[""])?.map(|info| info.number),
         None => None,
     };
-    let tenants = lines.iter().filter(|line| line.pool_lv == place.thin_pool);
-    let foreign = tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect();
     Ok(Found {
-        foreign,
+        foreign: foreign_in(place, &lines),
         beside: [Some(records.number), anchor].into_iter().flatten().collect(),
         parts: lines.iter().filter(|line| belongs(place, line)).cloned().collect(),
         below: below.map(|info| (info.name, info.number)).ok_or_else(stopped),

@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -99,6 +99,14 @@ struct Numbers {
     next: u32,
 }
 
+/// Thin volumes of LVM in the pool.
+#[derive(Debug)]
+struct Foreign {
+    lengths: Vec<Bytes>,
+    /// LVM's count of changes when it was asked.
+    as_of: Option<u64>,
+}
+
 #[derive(Debug)]
 struct Inner {
     id: PoolId,
@@ -119,8 +127,7 @@ struct Inner {
     admitting: Mutex<()>,
     /// Since when the pool holds metadata for a reader.
     held_since: Mutex<Option<Instant>>,
-    /// Lengths of the thin volumes of LVM in the pool.
-    foreign: Vec<Bytes>,
+    foreign: Mutex<Foreign>,
     _locks: Vec<ByteLock>,
 }
 
@@ -183,7 +190,8 @@ impl ThinPool {
             extending: Mutex::default(),
             admitting: Mutex::default(),
             held_since: Mutex::default(),
-            foreign: found.foreign,
+            // Whatever has changed since is asked for by and by.
+            foreign: Mutex::new(Foreign { lengths: found.foreign, as_of: None }),
             _locks: locks,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -199,6 +207,11 @@ impl ThinPool {
 }
 
 impl Inner {
+    /// Lengths of the thin volumes of LVM in the pool.
+    fn foreign(&self) -> Vec<Bytes> {
+        self.foreign.lock().unwrap_or_else(PoisonError::into_inner).lengths.clone()
+    }
+
     fn status(&self) -> Result<Status> {
         Status::read(&self.devices.mapper, self.devices.below()?.0)
     }

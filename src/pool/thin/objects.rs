@@ -167,6 +167,8 @@ impl Inner {
 
     pub(super) fn create_snapshot(&self, snapshot: &Snapshot) -> Result<Snapshot> {
         let (entry, volume) = self.ready_volume(snapshot.volume)?;
+        // What waits in memory counts too; and the pause has less to write.
+        self.settle(&[volume.id.uuid])?;
         let used = self.devices.mapped(volume.id.uuid, entry.thin, volume.size)?;
         let snapshot = Snapshot { size: volume.size, used, ..snapshot.clone() };
         let object = Object::Snapshot(snapshot.clone());

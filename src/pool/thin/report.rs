@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     bytes::Bytes,
-    error::{Chain, Doing, Error, ErrorKind, Result},
+    error::{Chain, Error, ErrorKind, Result},
     id::PoolId,
     sys::{
         cmd::{AfterDeadline, Commands, Tool},
@@ -190,13 +190,10 @@ pub(super) fn strangers(
 fn kernel(mapper: &Mapper, found: &Found, entries: &[Entry]) -> Result<KernelFacts> {
     let pool = found.below()?;
     let status = Status::read(mapper, pool)?;
-    let what = || format!("ask thin pool {pool} for its count of changes");
-    let line = mapper.status(pool).doing(what)?;
-    let transaction = line.first().and_then(|line| line.text.split(' ').next()?.parse().ok());
     Ok(KernelFacts {
         trouble: status.check().err().map(|error| error.to_string()),
         full: status.mode == Mode::Full,
-        transaction: transaction.unwrap_or_default(),
+        transaction: status.transaction,
         data: (status.data.used, status.data.total),
         metadata: (status.metadata.used, status.metadata.total),
         chunk: status.chunk,

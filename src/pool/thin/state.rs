@@ -87,7 +87,7 @@ impl Inner {
         Ok(Capacity {
             total: data.total,
             free: data.total.minus(data.used),
-            foreign: self.foreign.iter().copied().fold(Bytes::ZERO, Bytes::plus),
+            foreign: self.foreign().into_iter().fold(Bytes::ZERO, Bytes::plus),
             reserve: data.total.percent(self.settings.reserve_percent),
             overcommit_percent: self.settings.overcommit_percent,
             maximum: Bytes::MAX.round_down(BLOCK),

@@ -61,9 +61,19 @@ struct Device {
 
 impl Device {
     fn thin(&self) -> Option<u32> {
-        let line = self.active.as_ref()?.first().filter(|line| line.target == "thin")?;
-        line.text.split(' ').nth(1)?.parse().ok()
+        thin_of(self.active.as_ref()?)
     }
+
+    /// A table holds what it names from when it is loaded.
+    fn holds(&self, thin: u32) -> bool {
+        let pending = self.pending.as_ref().and_then(|(table, _)| thin_of(table));
+        [self.thin(), pending].contains(&Some(thin))
+    }
+}
+
+fn thin_of(table: &[Line]) -> Option<u32> {
+    let line = table.first().filter(|line| line.target == "thin")?;
+    line.text.split(' ').nth(1)?.parse().ok()
 }
 
 fn length_of(table: &[Line]) -> u64 {
@@ -161,7 +171,7 @@ impl FakeMapper {
     }
 
     fn delete(state: &mut State, thin: u32) -> io::Result<()> {
-        if state.devices.values().any(|device| device.thin() == Some(thin)) {
+        if state.devices.values().any(|device| device.holds(thin)) {
             return Err(Errno::BUSY.into());
         }
         let path = state.thins.remove(&thin).ok_or(Errno::NODATA)?;

@@ -255,7 +255,7 @@ impl Door for Kernel {
     fn resume(&self, name: &str) -> io::Result<()> {
         let mut call = Call::new(name, &[])?;
         // Of a device of somebody else udev keeps the links: told to keep off, it would remove them.
-        if self.info(name)?.is_some_and(|info| info.uuid.starts_with(OURS)) {
+        if self.info(name).is_ok_and(|info| info.is_some_and(|info| info.uuid.starts_with(OURS))) {
             call.set(EVENT, KEEP_OFF);
         }
         self.send(DEV_SUSPEND, call).map(drop)
