@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io::Read,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -329,6 +330,18 @@ impl Daemon {
     /// Ends it without warning.
     pub(crate) fn kill(self) {
         drop(self);
+    }
+
+    /// Whether somebody has killed it; a little later it may not be known yet.
+    pub(crate) fn was_killed(&mut self) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            if let Some(ended) = self.child.try_wait().unwrap() {
+                return ended.signal() == Some(Signal::KILL.as_raw());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
     }
 
     /// Asks it to end, and waits; how it ended.

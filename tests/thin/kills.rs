@@ -146,6 +146,7 @@ async fn trial(ground: &Ground, stage: &mut Stage, operation: Operation, calls: 
     let mut tracer = kill_at(daemon.pid(), calls, point);
     let answer = attempt(&mut daemon, stage, operation).await;
     let survived = answer.is_ok();
+    assert!(survived || daemon.was_killed(), "{operation:?} at {calls} {point}: {answer:?}");
     daemon.kill();
     drop(tracer.wait());
     let mut daemon = ground.start().await;

@@ -23,6 +23,7 @@ mod import;
 #[path = "../support/kill.rs"]
 mod kill;
 mod kills;
+mod programs;
 mod recovery;
 mod remanence;
 #[path = "../support/requests.rs"]

@@ -13,7 +13,7 @@ use super::{
     devices,
     header::Header,
     layout::{self, LEAST, Layout, RECORDS},
-    place::{Device, Found, Start, open_mapper},
+    place::{Device, Foreign, Found, Start, open_mapper},
     slots::Slots,
 };
 use crate::{
@@ -219,7 +219,7 @@ pub(super) fn find(path: &Path, mapper: &Mapper, commands: &Commands, start: Sta
     let found = |taken: &Taken, records: Info, below: Result<Info>| Found {
         records: taken.records(mapper, records),
         below: below.map(|info| (info.name, info.number)).map_err(|error| error.to_string()),
-        foreign: Vec::new(),
+        foreign: Foreign::default(),
         beside: Vec::new(),
         parts: Vec::new(),
     };

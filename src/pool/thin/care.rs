@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Foreign, Inner, Place,
+    Inner, Place,
     below::{METADATA_BLOCK, Status},
     lvm::{self, Longer},
     metadata,
@@ -145,8 +145,8 @@ impl Inner {
         if self.foreign.lock().unwrap_or_else(PoisonError::into_inner).as_of == now {
             return Ok(());
         }
-        let lengths = lvm::foreign(group, &self.commands)?;
-        *self.foreign.lock().unwrap_or_else(PoisonError::into_inner) = Foreign { lengths, as_of: now };
+        let foreign = lvm::foreign(group, &self.commands)?;
+        *self.foreign.lock().unwrap_or_else(PoisonError::into_inner) = foreign;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{
     below,
     header::Header,
-    place::{Device, Found, Start, open_mapper},
+    place::{Device, Foreign, Found, Start, open_mapper},
     slots::{self, Slots},
     tenants,
 };
@@ -61,6 +61,8 @@ pub(super) struct Line {
     lv_size: String,
     /// The pool that it lies in.
     pool_lv: String,
+    /// Of a thin pool: how often LVM has made or removed a thin volume.
+    transaction_id: String,
 }
 
 #[derive(Deserialize)]
@@ -123,7 +125,7 @@ pub(super) fn apart(output: &str) -> (String, Vec<&str>) {
 
 /// Every logical volume of the group, hidden ones too.
 fn report(place: &VolumeGroup, commands: &Commands) -> Result<Vec<Line>> {
-    let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero,lv_size,pool_lv";
+    let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero,lv_size,pool_lv,transaction_id";
     let arguments =
         ["lvs", "-a", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", &place.vg];
     let output = run(commands, AfterDeadline::Kill, &arguments)?;
@@ -154,13 +156,16 @@ fn line_of<'l>(lines: &'l [Line], name: &str) -> Option<&'l Line> {
     lines.iter().find(|line| line.lv_name == name)
 }
 
-fn foreign_in(place: &VolumeGroup, lines: &[Line]) -> Vec<Bytes> {
+fn foreign_in(place: &VolumeGroup, lines: &[Line]) -> Foreign {
     let tenants = lines.iter().filter(|line| line.pool_lv == place.thin_pool);
-    tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect()
+    Foreign {
+        lengths: tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect(),
+        as_of: line_of(lines, &place.thin_pool).and_then(|pool| pool.transaction_id.parse().ok()),
+    }
 }
 
-/// Lengths of LVM's thin volumes in the pool.
-pub(super) fn foreign(place: &VolumeGroup, commands: &Commands) -> Result<Vec<Bytes>> {
+/// LVM's thin volumes in the pool.
+pub(super) fn foreign(place: &VolumeGroup, commands: &Commands) -> Result<Foreign> {
     Ok(foreign_in(place, &report(place, commands)?))
 }
 

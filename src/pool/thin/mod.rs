@@ -99,14 +99,6 @@ struct Numbers {
     next: u32,
 }
 
-/// Thin volumes of LVM in the pool.
-#[derive(Debug)]
-struct Foreign {
-    lengths: Vec<Bytes>,
-    /// LVM's count of changes when it was asked.
-    as_of: Option<u64>,
-}
-
 #[derive(Debug)]
 struct Inner {
     id: PoolId,
@@ -127,7 +119,7 @@ struct Inner {
     admitting: Mutex<()>,
     /// Since when the pool holds metadata for a reader.
     held_since: Mutex<Option<Instant>>,
-    foreign: Mutex<Foreign>,
+    foreign: Mutex<place::Foreign>,
     _locks: Vec<ByteLock>,
 }
 
@@ -190,8 +182,7 @@ impl ThinPool {
             extending: Mutex::default(),
             admitting: Mutex::default(),
             held_since: Mutex::default(),
-            // Whatever has changed since is asked for by and by.
-            foreign: Mutex::new(Foreign { lengths: found.foreign, as_of: None }),
+            foreign: Mutex::new(found.foreign),
             _locks: locks,
         };
         Ok(Self { inner: Arc::new(inner) })

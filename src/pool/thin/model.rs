@@ -4,7 +4,7 @@
 use super::{
     below,
     header::Header,
-    place::{Device, Found},
+    place::{Device, Foreign, Found},
     slots::Slots,
 };
 use crate::{
@@ -60,7 +60,7 @@ impl Model {
         Ok(Found {
             records: Device { mapper: mapper.clone(), name: records.name, number: records.number, what },
             below: Ok((pool.name, pool.number)),
-            foreign: Vec::new(),
+            foreign: Foreign::default(),
             beside: Vec::new(),
             parts: Vec::new(),
         })

@@ -92,6 +92,14 @@ impl Start<'_> {
     }
 }
 
+/// Thin volumes of LVM in a pool.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Foreign {
+    pub(super) lengths: Vec<Bytes>,
+    /// LVM's count of changes when it was asked.
+    pub(super) as_of: Option<u64>,
+}
+
 /// A pool that was found.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -99,8 +107,7 @@ pub(super) struct Found {
     pub(super) records: Device,
     /// The thin pool, or why it does not run: its records can be read all the same.
     pub(super) below: std::result::Result<(String, DeviceNumber), String>,
-    /// Lengths of the thin volumes of LVM in the pool.
-    pub(super) foreign: Vec<Bytes>,
+    pub(super) foreign: Foreign,
     /// What of LVM goes with the pool: the device of records, and the anchor where it is active.
     pub(super) beside: Vec<DeviceNumber>,
     /// Every logical volume that it is made of.

@@ -200,7 +200,7 @@ fn kernel(mapper: &Mapper, found: &Found, entries: &[Entry]) -> Result<KernelFac
         whole: care::worst([status.data.total].into_iter(), status.data.total, status.chunk),
         worst: {
             let lengths = entries.iter().map(|entry| care::length_of(&entry.object));
-            care::worst(lengths.chain(found.foreign.iter().copied()), status.data.total, status.chunk)
+            care::worst(lengths.chain(found.foreign.lengths.iter().copied()), status.data.total, status.chunk)
         },
     })
 }
