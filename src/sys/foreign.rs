@@ -109,13 +109,13 @@ impl Foreign {
         Ok(())
     }
 
-    /// How often a device was written to, with what waited in memory (Documentation/block/stat.rst): whoever has it open
+    /// How much was written to a device, with what waited in memory (Documentation/block/stat.rst): whoever has it open
     /// without claiming it is seen by nothing else.
     fn writes(&self, number: DeviceNumber) -> io::Result<String> {
         self.file.sync_data()?;
         let counters = fs::read_to_string(format!("/sys/dev/block/{number}/stat"))?;
-        // Writes, and discards.
-        Ok([4, 11].map(|index| counters.split_whitespace().nth(index).unwrap_or_default()).join(" "))
+        // Sectors written, and discarded: a flush of ours counts as a write, without any.
+        Ok([6, 13].map(|index| counters.split_whitespace().nth(index).unwrap_or_default()).join(" "))
     }
 
     fn expect_quiet(&self) -> io::Result<Quiet<'_>> {

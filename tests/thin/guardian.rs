@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A second thin pool in the group, of which nothing is left afterwards.
-fn pool(name: &'static str, data: &str, metadata: &str) -> Ground {
+pub(crate) fn pool(name: &'static str, data: &str, metadata: &str) -> Ground {
     group::ensure(3072);
     let made = [
         "lvcreate",
@@ -36,7 +36,7 @@ fn pool(name: &'static str, data: &str, metadata: &str) -> Ground {
     ground
 }
 
-fn remove(ground: &Ground, name: &str) {
+pub(crate) fn remove(ground: &Ground, name: &str) {
     let pool = format!("{}/{name}", group::VG);
     assert!(ground.lagan(&["pool", "stop", "--lvm", &pool]).status.success());
     lvm(&["lvremove", "-fy", &pool, &format!("{pool}_lagan")]);

@@ -31,6 +31,7 @@ mod requests;
 #[path = "../kernel/rig.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod rig;
+mod space;
 mod tenant;
 #[path = "../support/writer.rs"]
 mod writer;
