@@ -72,13 +72,7 @@ impl Engine {
     }
 
     async fn existing_group(&self, wanted: &NewGroup) -> Result<Option<Arc<Group>>> {
-        let find = || self.index().group_named(&wanted.name);
-        let mut existing = find();
-        if existing.is_none() {
-            self.open_pools().await;
-            existing = find();
-        }
-        match existing {
+        match self.look_up(|index| index.group_named(&wanted.name)).await {
             None => self.expect_unknown_in(one_pool(wanted)?).await.map(|()| None),
             Some(existing) if existing.digest != wanted.digest => {
                 let what = format!("group {:?} exists ({}) of other volumes", existing.name, existing.id);

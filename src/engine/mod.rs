@@ -201,13 +201,18 @@ impl Engine {
         Ok(all)
     }
 
-    /// Opens every pool that can be: one that opens now may hold what is looked for.
-    async fn open_pools(&self) {
+    /// What the index has, once every pool is open that can be: one that opens now may hold what is looked for.
+    async fn look_up<T: Send>(&self, find: impl Fn(&Index) -> Option<T> + Send + Sync) -> Option<T> {
+        let known = find(&self.index());
+        if known.is_some() {
+            return known;
+        }
         for pool in self.inner.pools.all().await.into_iter().filter_map(|(_, pool)| pool.ok()) {
             if let Err(error) = self.ready(&pool).await {
                 tracing::warn!(%error, pool = %pool.id(), "pool cannot be read");
             }
         }
+        find(&self.index())
     }
 
     /// Makes sure that a name which is not known is not that of an object in a pool that is closed, or whose record cannot

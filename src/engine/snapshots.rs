@@ -68,14 +68,7 @@ impl Engine {
     }
 
     async fn existing_snapshot(&self, wanted: &NewSnapshot) -> Result<Option<Arc<Snapshot>>> {
-        let find = || self.index().snapshot_named(&wanted.name);
-        let existing = match find() {
-            Some(existing) => Some(existing),
-            None => {
-                self.open_pools().await;
-                find()
-            }
-        };
+        let existing = self.look_up(|index| index.snapshot_named(&wanted.name)).await;
         if existing.is_none() {
             self.expect_unknown_in(wanted.volume.pool).await?;
         }

@@ -113,14 +113,7 @@ impl Engine {
 
     /// The volume of this name, if there is one and it is what is asked for.
     async fn existing(&self, wanted: &NewVolume) -> Result<Option<Arc<Volume>>> {
-        let find = || self.index().volume_named(&wanted.name);
-        let existing = match find() {
-            Some(existing) => Some(existing),
-            None => {
-                self.open_pools().await;
-                find()
-            }
-        };
+        let existing = self.look_up(|index| index.volume_named(&wanted.name)).await;
         match &existing {
             Some(existing) => plan::matches(existing, wanted)?,
             None => self.expect_unknown_in(self.home_of(wanted).await?).await?,

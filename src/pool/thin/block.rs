@@ -133,7 +133,7 @@ impl Taken {
         }
         let metadata = self.start(mapper, Part::Metadata)?;
         if let Err(error) = check(&metadata, commands) {
-            remove(mapper, &metadata.name)?;
+            devices::remove_unused(mapper, &metadata.name)?;
             return Err(error);
         }
         let data = self.start(mapper, Part::Data)?;
@@ -166,13 +166,6 @@ fn running(mapper: &Mapper, name: &str) -> Result<Option<Info>> {
         return look();
     }
     Ok(found)
-}
-
-fn remove(mapper: &Mapper, name: &str) -> Result<()> {
-    if devices::remove(mapper, name)? {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::InUse, format!("device {name} is in use")))
 }
 
 /// Asks the checker whether a pool may run on this metadata. The kernel asks for a check after a failure, and runs the pool
@@ -280,7 +273,10 @@ pub(super) fn init(path: &Path, machine: &str, destroy: Option<&str>, commands: 
     let made = fill(&taken, &mapper).map_err(|error| error.within(what()));
     if made.is_err() {
         // Nobody could find them without a header.
-        Part::ALL.iter().rev().for_each(|part| remove(&mapper, &part.name(id)).unwrap_or_default());
+        Part::ALL
+            .iter()
+            .rev()
+            .for_each(|part| devices::remove_unused(&mapper, &part.name(id)).unwrap_or_default());
     }
     made.map(|()| id)
 }
@@ -307,7 +303,7 @@ fn fill(taken: &Taken, mapper: &Mapper) -> Result<()> {
 
 /// Removes the devices of a pool that nobody uses.
 pub(super) fn stop(mapper: &Mapper, id: PoolId) -> Result<()> {
-    Part::ALL.into_iter().rev().try_for_each(|part| remove(mapper, &part.name(id)))
+    Part::ALL.into_iter().rev().try_for_each(|part| devices::remove_unused(mapper, &part.name(id)))
 }
 
 /// Takes in what the disk has become longer by; the pool may be in use. `false` where that is nothing.
@@ -377,7 +373,8 @@ pub fn repair(path: &Path, machine: &str, commands: &Commands) -> Result<()> {
         })
     };
     drop(locks);
-    let removed = [Part::Metadata, Part::Spare, Part::Records].map(|part| remove(&mapper, &part.name(id)));
+    let removed = [Part::Metadata, Part::Spare, Part::Records]
+        .map(|part| devices::remove_unused(&mapper, &part.name(id)));
     repaired.and(removed.into_iter().collect())
 }
 

@@ -193,10 +193,7 @@ impl Devices {
             let what = format!("device {} stands for a volume of the pool", info.name);
             return Err(Error::new(ErrorKind::InUse, what));
         }
-        if remove(&self.mapper, &keeper_of(self.pool))? {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::InUse, format!("device {} is in use", keeper_of(self.pool))))
+        remove_unused(&self.mapper, &keeper_of(self.pool))
     }
 
     pub(super) fn attach(&self, object: Uuid, thin: u32, size: Bytes, how: &Attach) -> Result<Held> {
@@ -462,4 +459,15 @@ pub(super) fn start(
 /// Removes a device, with some patience for udev, which opens each for a moment; `false` where it is in use.
 pub(super) fn remove(mapper: &Mapper, name: &str) -> Result<bool> {
     super::below::patiently(|| mapper.remove(name).doing(|| format!("remove device {name}")))
+}
+
+/// Removes a device that nobody may be using.
+///
+/// # Errors
+/// `InUse` where somebody does.
+pub(super) fn remove_unused(mapper: &Mapper, name: &str) -> Result<()> {
+    if remove(mapper, name)? {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InUse, format!("device {name} is in use")))
 }
