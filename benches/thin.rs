@@ -141,24 +141,13 @@ fn by_commands(rounds: usize) -> Costs {
     costs
 }
 
-/// LVM's commands in a group with a thousand volumes of its own.
-fn beside_thousand_of_lvm(ours: [f64; 4]) {
-    for number in 0..1000 {
+/// Volumes of LVM's own, for its commands to be measured beside.
+fn volumes_of_lvm(numbers: std::ops::Range<usize>) {
+    let pool = format!("{VG}/{POOL}");
+    for number in numbers {
         let name = format!("many{number}");
-        lvm(&[
-            "lvcreate",
-            "-y",
-            "-an",
-            "-kn",
-            "-n",
-            &name,
-            "-V",
-            "4m",
-            "--thinpool",
-            &format!("{VG}/{POOL}"),
-        ]);
+        lvm(&["lvcreate", "-y", "-an", "-kn", "-n", &name, "-V", "4m", "--thinpool", &pool]);
     }
-    report(1000, ours, by_commands(3).medians());
 }
 
 fn mount(device: &str, at: &str) {
@@ -197,7 +186,8 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let source = volume(&pool, None);
     runtime.block_on(pool.create_volume(&source, &Arc::default())).unwrap();
-    let how = Attach { read_only: false, transient: false, label: "bench".into() };
+    // As what is staged to be mounted.
+    let how = Attach { read_only: false, transient: true, label: "bench".into() };
     let held = runtime.block_on(pool.attach(source.id, &how)).unwrap();
     mount(&held.attached.device.path.to_string_lossy(), "/var/tmp/ours");
     lvm(&["lvcreate", "-y", "-n", "source", "-V", "64m", "--thinpool", &format!("{VG}/{POOL}")]);
@@ -205,6 +195,8 @@ fn main() {
     let ours = Ours { runtime, pool, source };
 
     println!("kernel {}", lagan::sys::host::kernel_release());
+    let mut made: Vec<_> = (0..10).map(|_| ours.create(None)).collect();
+    volumes_of_lvm(0..10);
     let few = ours.costs(15).medians();
     report(10, few, by_commands(5).medians());
     let [us, them] = snapshot_of_raw(&ours, 5);
@@ -214,14 +206,14 @@ fn main() {
     );
     sets::run(&ours);
     data::run(&ours);
-    let mut made = Vec::new();
     for count in [1000, 4000] {
         made.extend((made.len()..count).map(|_| ours.create(None)));
         let many = ours.costs(15).medians();
         let growth: Vec<_> = many.iter().zip(few).map(|(many, few)| format!("{:.2}", many / few)).collect();
         println!("  ours beside {count} others, against 10: {} times", growth.join(", "));
         if count == 1000 {
-            beside_thousand_of_lvm(many);
+            volumes_of_lvm(10..1000);
+            report(count, many, by_commands(3).medians());
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 /// What is measured: reads, which wait for a disk, and writes, one after the other and many at a time.
 const LOADS: [(&str, &str); 4] =
     [("randread", "1"), ("randread", "16"), ("randwrite", "1"), ("randwrite", "16")];
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 11;
 
 /// Operations a second of one run.
 fn fio(device: &str, load: (&str, &str)) -> f64 {

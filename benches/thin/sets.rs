@@ -15,7 +15,7 @@ use lagan::{
     digest::Digest,
     id::GroupId,
     pool::{
-        Attach, Pool,
+        Attach, Held, Pool,
         record::{Group, Snapshot, Timestamp, Volume},
     },
 };
@@ -115,12 +115,12 @@ fn cut(ours: &Ours, volumes: &[Volume]) -> GroupId {
 
 fn by_us(ours: &Ours, rounds: usize) -> Vec<(Duration, Duration)> {
     let volumes: Vec<_> = (0..COUNT).map(|_| ours.create(None)).collect();
-    let how = Attach { read_only: false, transient: false, label: "bench".into() };
-    let attach = |volume: &Volume| {
-        let held = ours.runtime.block_on(ours.pool.attach(volume.id, &how)).unwrap();
-        held.attached.device.path.to_string_lossy().into_owned()
-    };
-    let busy = Busy::on("ours", &volumes.iter().map(attach).collect::<Vec<_>>());
+    // As what is staged to be mounted: it is held until it is.
+    let how = Attach { read_only: false, transient: true, label: "bench".into() };
+    let attach = |volume: &Volume| ours.runtime.block_on(ours.pool.attach(volume.id, &how)).unwrap();
+    let held: Vec<_> = volumes.iter().map(attach).collect();
+    let path = |held: &Held| held.attached.device.path.to_string_lossy().into_owned();
+    let busy = Busy::on("ours", &held.iter().map(path).collect::<Vec<_>>());
     let round = |_| {
         let (group, took, waited) = busy.during(|| cut(ours, &volumes));
         ours.runtime.block_on(ours.pool.delete_group(group)).unwrap();

@@ -30,6 +30,7 @@ pub fn audit(facts: &Facts) -> Vec<String> {
     let mut findings = Vec::new();
     findings.extend(facts.listing.damaged.iter().map(|what| format!("a record cannot be read: {what}")));
     findings.extend(facts.listing.strangers.iter().map(|what| format!("no record belongs to {what}")));
+    findings.extend(facts.listing.leftovers.iter().cloned());
     let volumes: HashMap<Uuid, &Volume> =
         facts.listing.volumes.iter().map(|volume| (volume.id.uuid, volume)).collect();
     for (uuid, attached, mounts) in &facts.devices {

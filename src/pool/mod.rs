@@ -105,6 +105,8 @@ pub struct Listing {
     pub damaged: Vec<String>,
     /// Objects in a place of ours without a record of their own: never touched, always reported.
     pub strangers: Vec<String>,
+    /// What a call leaves behind where it is killed, and the next start clears away.
+    pub leftovers: Vec<String>,
 }
 
 /// How a volume's device is wanted.

@@ -156,12 +156,12 @@ fn ioctl_struct<T>(fd: BorrowedFd<'_>, request: c_ulong, argument: &mut T) -> io
 
 /// Sends device-mapper a command: `buffer` begins with a `struct dm_ioctl`, says in it how long it is, and takes the
 /// answer.
-pub(super) fn device_mapper(control: BorrowedFd<'_>, command: u8, buffer: &mut [u64]) -> io::Result<()> {
+pub(super) fn device_mapper(control: BorrowedFd<'_>, command: u8, buffer: &mut [u8]) -> io::Result<()> {
     // _IOWR(DM_IOCTL, command, struct dm_ioctl)
     let request = 0xC138_FD00 | c_ulong::from(command);
-    let length = u32::try_from(size_of_val(buffer)).unwrap_or(u32::MAX).to_ne_bytes();
+    let length = u32::try_from(buffer.len()).unwrap_or(u32::MAX).to_ne_bytes();
     // `version[3]`, then `data_size`.
-    if buffer.len() < 39 || buffer[1].to_ne_bytes()[4..] != length {
+    if buffer.len() < 312 || buffer[12..16] != length {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // SAFETY: the kernel reads and writes as many bytes as `data_size` says, which is the length of `buffer`.

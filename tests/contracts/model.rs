@@ -91,6 +91,35 @@ async fn a_pool_that_takes_no_changes_is_seen_and_left_as_it_is() {
     assert!(pool.list().await.unwrap().volumes.is_empty());
 }
 
+/// The kernel says that a message was well even where it did not come to the disk.
+#[tokio::test]
+async fn what_never_came_to_the_disk_is_not_acknowledged() {
+    let ill = Ill::new(Bytes::gib(4));
+    let pool = ill.open();
+    let kept = create(&pool).await;
+    let (new, cut) = (volume(&pool, Bytes::mib(64)), snapshot_of(&kept, "s"));
+    for which in ["create", "snapshot", "delete"] {
+        ill.mapper.lose_next();
+        let answer = match which {
+            "create" => pool.create_volume(&new, &progress()).await,
+            "snapshot" => pool.create_snapshot(&cut, &progress()).await.map(drop),
+            _ => pool.delete_volume(kept.id).await,
+        };
+        let kind = answer.unwrap_err().kind();
+        assert!(matches!(kind, ErrorKind::Unavailable | ErrorKind::Unsettled), "{which}: {kind:?}");
+        // As it is once it is repaired.
+        ill.mapper.set_read_only(false);
+    }
+    drop(pool);
+    let pool = ill.open();
+    pool.recover().await.unwrap();
+    let listing = pool.list().await.unwrap();
+    assert!(listing.volumes.is_empty() && listing.snapshots.is_empty(), "{listing:?}");
+    for number in FIRST..FIRST + 4 {
+        ill.mapper.intrude(number).unwrap_or_else(|_| panic!("{number} was left"));
+    }
+}
+
 #[tokio::test]
 async fn a_full_pool_says_so() {
     let ill = Ill::new(Bytes::gib(4));
@@ -123,6 +152,31 @@ async fn what_stands_still_at_the_start_goes_on() {
     let pool = ill.open();
     assert_eq!(pool.recover().await.unwrap(), [format!("let device {name} go on")]);
     assert!(!ill.mapper.info(&name).unwrap().unwrap().suspended);
+    pool.detach(volume.id, None).await.unwrap();
+    pool.delete_volume(volume.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_accountant_names_what_was_left() {
+    let ill = Ill::new(Bytes::gib(4));
+    let pool = ill.open();
+    let volume = create(&pool).await;
+    drop(pool.attach(volume.id, &raw()).await.unwrap());
+    let looker = ThinPool::open(ill.settings.clone(), Role::Observer, None, Arc::new(Commands::find()), None);
+    let looker = looker.unwrap();
+    let leftovers = async || looker.list().await.unwrap().leftovers;
+    assert!(leftovers().await.is_empty());
+    let name = format!("lagan-{}", volume.id.uuid.simple());
+    let uuid = ill.mapper.info(&name).unwrap().unwrap().uuid;
+    ill.mapper.suspend(&name, Suspend::Clean).unwrap();
+    // What somebody is about to look at, and was killed over.
+    let prefix = uuid.rsplit_once('-').unwrap().0;
+    ill.mapper.create("lagan-left", &format!("{prefix}-work-1-1")).unwrap();
+    let left = leftovers().await;
+    assert!(left.len() == 2 && left[0].contains(&name) && left[1].contains("lagan-left"), "{left:?}");
+    ill.mapper.resume(&name).unwrap();
+    ill.mapper.remove("lagan-left").unwrap();
+    assert!(leftovers().await.is_empty());
     pool.detach(volume.id, None).await.unwrap();
     pool.delete_volume(volume.id).await.unwrap();
 }

@@ -165,7 +165,9 @@ async fn a_driver_killed_in_the_pause_and_never_restarted_hangs_nobody() {
         writer.resumes();
     }
     assert!(killed.elapsed() < Duration::from_secs(2), "writers went on after {:?}", killed.elapsed());
-    writers.into_iter().for_each(Writer::end);
+    for writer in writers {
+        writer.end();
+    }
     let mut daemon = ground.start().await;
     assert_eq!(fs::read_dir(ground.pool().join("pauses")).unwrap().count(), 0, "the intents are done with");
     assert_eq!(
@@ -218,6 +220,8 @@ async fn killed_between_any_two_steps() {
     }
     println!("killed at {killed} points, the group was there after {whole}");
     assert!(killed > 20 && whole > 0);
-    writers.into_iter().for_each(Writer::end);
+    for writer in writers {
+        writer.end();
+    }
     take_away(&mut daemon, &ground, ids).await;
 }

@@ -16,6 +16,7 @@ mod groups;
 mod growth;
 mod import;
 #[path = "../support/kill.rs"]
+#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod kill;
 mod life;
 mod recovery;
@@ -27,4 +28,5 @@ mod secrets;
 mod split;
 mod trouble;
 #[path = "../support/writer.rs"]
+#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod writer;

@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt, sync::Arc};
 
 use lagan::{
     capability::AccessMode,
+    digest::Digest,
     filesystem::Filesystem,
-    id::{SnapshotId, VolumeId},
+    id::{GroupId, SnapshotId, VolumeId},
     pool::{
         Attach, Detached, Pool, Progress,
-        record::{Content, Grant, Snapshot, Source, Volume},
+        record::{Content, Grant, Group, Snapshot, Source, Timestamp, Volume},
     },
     sys::superblock::Contents,
 };
@@ -26,6 +27,7 @@ const LENGTH: usize = 1 << 20;
 pub(crate) struct State {
     volumes: BTreeMap<VolumeId, (Volume, u8)>,
     snapshots: BTreeMap<SnapshotId, (Snapshot, u8)>,
+    groups: BTreeMap<GroupId, Group>,
 }
 
 /// A step.
@@ -33,10 +35,13 @@ enum Step {
     Create(&'static str, Content, Option<Source>),
     Write(VolumeId, u8),
     Cut(VolumeId),
+    /// Of all that are raw.
+    Set,
     Grant(VolumeId),
     Grow(VolumeId),
     Delete(VolumeId),
     Remove(SnapshotId),
+    Ungroup(GroupId),
 }
 
 fn progress() -> Arc<Progress> {
@@ -87,6 +92,7 @@ async fn run(pool: &dyn Pool, step: Step, state: &State) -> State {
             let cut = pool.create_snapshot(&snapshot, &progress()).await.unwrap();
             after.snapshots.insert(cut.id, (cut, *byte));
         }
+        Step::Set => set(pool, &mut after).await,
         Step::Grant(id) => {
             let volume = &mut after.volumes.get_mut(&id).unwrap().0;
             let (node, mode) = ("n1".parse().unwrap(), AccessMode::SingleNodeWriter);
@@ -106,8 +112,26 @@ async fn run(pool: &dyn Pool, step: Step, state: &State) -> State {
             pool.delete_snapshot(id).await.unwrap();
             after.snapshots.remove(&id);
         }
+        Step::Ungroup(id) => {
+            pool.delete_group(id).await.unwrap();
+            after.groups.remove(&id);
+            after.snapshots.retain(|_, (cut, _)| cut.group != Some(id));
+        }
     }
     after
+}
+
+async fn set(pool: &dyn Pool, state: &mut State) {
+    let (id, created) = (GroupId::random(pool.id()), Timestamp::now());
+    let raw: Vec<_> = state.volumes.values().filter(|(volume, _)| volume.content == Content::Raw).collect();
+    let member = |volume: &Volume| Snapshot { group: Some(id), created, ..snapshot_of(volume, "set") };
+    let members: Vec<_> = raw.iter().map(|(volume, _)| member(volume)).collect();
+    let uuids = members.iter().map(|cut| cut.id.uuid).collect();
+    let group = Group { id, name: "set".into(), members: uuids, digest: Digest::of([]), created };
+    let cuts = pool.create_group(&group, &members, &progress()).await.unwrap();
+    let bytes = cuts.iter().map(|cut| state.volumes[&cut.volume].1);
+    state.snapshots.extend(cuts.iter().zip(bytes).map(|(cut, byte)| (cut.id, (cut.clone(), byte))));
+    state.groups.insert(id, group);
 }
 
 /// Tells the story; `told` is called after each step. What there was after each, nothing at first.
@@ -131,8 +155,10 @@ pub(crate) async fn tell(pool: &dyn Pool, told: impl Fn(usize)) -> Vec<State> {
     let fs = state.volumes.values().find(|(volume, _)| volume.name == "fs").unwrap().0.id;
     step(Step::Grant(fs)).await;
     step(Step::Grow(a)).await;
+    let state = step(Step::Set).await;
     step(Step::Write(a, 3)).await;
     step(Step::Remove(s)).await;
+    step(Step::Ungroup(*state.groups.keys().next().unwrap())).await;
     step(Step::Delete(a)).await;
     states
 }
@@ -155,6 +181,20 @@ pub(crate) async fn check(pool: &dyn Pool, before: &State, after: &State, moment
             let found = pool.probe(*id).await.unwrap();
             assert!(matches!(found, Contents::Filesystem(_)), "{moment}: {found:?}");
         }
+    }
+    let groups: BTreeMap<_, _> = listing.groups.into_iter().map(|group| (group.id, group)).collect();
+    for (id, group) in &groups {
+        let known = before.groups.get(id).or_else(|| after.groups.get(id));
+        assert_eq!(known, Some(group), "{moment}: a group that was deleted is back");
+    }
+    for id in before.groups.keys().filter(|id| after.groups.contains_key(id)) {
+        assert!(groups.contains_key(id), "{moment}: a group is lost");
+    }
+    let whole = |cut: &Snapshot| cut.group.is_none_or(|group| groups.contains_key(&group));
+    assert!(snapshots.values().all(whole), "{moment}: part of a group");
+    for group in groups.values() {
+        let members = snapshots.values().filter(|cut| cut.group == Some(group.id)).count();
+        assert_eq!(members, group.members.len(), "{moment}: part of a group");
     }
     for (id, (cut, byte)) in &before.snapshots {
         if !after.snapshots.contains_key(id) {

@@ -101,7 +101,7 @@ impl Small {
         Self
     }
 
-    fn disk() -> String {
+    pub(crate) fn disk() -> String {
         std::env::var("LAGAN_SMALL_DISK").expect("LAGAN_SMALL_DISK must name a disk")
     }
 }

@@ -15,15 +15,21 @@ pub(crate) fn kill_at(process: Pid, calls: &str, point: u32) -> Child {
 }
 
 /// A tracer that does as strace(1) says to these system calls of a process.
-#[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
 pub(crate) fn interfere(process: Pid, calls: &str, how: &str) -> Child {
-    let pid = process.as_raw_nonzero().to_string();
     let inject = format!("inject={calls}:{how}");
-    let tracer = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/dev/null", "-p", &pid, "-e", &format!("trace={calls}"), "-e", &inject])
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
+    attach(process, &["-o", "/dev/null", "-e", &format!("trace={calls}"), "-e", &inject])
+}
+
+/// A tracer that writes these system calls of a process to a file, a line each, until the process ends.
+pub(crate) fn note(process: Pid, calls: &str, file: &str) -> Child {
+    attach(process, &["-o", file, "-e", &format!("trace={calls}")])
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
+fn attach(process: Pid, how: &[&str]) -> Child {
+    let pid = process.as_raw_nonzero().to_string();
+    let mut strace = Command::new("strace");
+    let tracer = strace.args(["-f", "-qq", "-p", &pid]).args(how).stdin(Stdio::null()).spawn().unwrap();
     let traced = |task: fs::DirEntry| {
         let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
         status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))

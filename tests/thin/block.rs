@@ -1,46 +1,15 @@
 //! A pool on a disk of its own: how the disk is taken, seen as taken, moved, extended and repaired.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use lagan::proto::{GetCapacityRequest, ListVolumesRequest};
 use tonic::Code;
 
 use crate::{
+    disks::{Disk, plug},
     requests::{check, create_with},
     rig::{Daemon, Ground, Kind, MIB, filesystem, random, run, text, try_run, write},
 };
-
-/// A disk that can be made longer, taken away and brought back: a file behind a loop device.
-struct Disk {
-    file: PathBuf,
-    node: &'static str,
-    _directory: tempfile::TempDir,
-}
-
-impl Disk {
-    fn new(mib: u64) -> Self {
-        let directory = tempfile::Builder::new().prefix("lagan-test-").tempdir_in("/var/tmp").unwrap();
-        let file = directory.path().join("disk");
-        File::create(&file).unwrap().set_len(mib << 20).unwrap();
-        Self { node: plug(&file), file, _directory: directory }
-    }
-
-    fn unplug(&self) {
-        run("losetup", &["-d", self.node]);
-    }
-}
-
-fn plug(file: &Path) -> &'static str {
-    Box::leak(run("losetup", &["--find", "--show", &text(file)]).trim().to_owned().into_boxed_str())
-}
-
-fn ground(disk: &Disk) -> Ground {
-    Ground::new(Kind::Block(disk.node))
-}
 
 /// Runs a command of the tool; what it said.
 #[track_caller]
@@ -65,7 +34,7 @@ async fn with_data(ground: &Ground) -> (Daemon, String, Vec<u8>) {
 #[tokio::test]
 async fn only_a_blank_disk_is_taken_and_then_it_is_seen_as_taken() {
     let disk = Disk::new(2048);
-    let ground = ground(&disk);
+    let ground = disk.ground();
     let init = ["pool", "init", "--device", disk.node];
     // A byte of no known kind, far inside.
     let file = File::options().write(true).open(&disk.file).unwrap();
@@ -110,7 +79,7 @@ async fn only_a_blank_disk_is_taken_and_then_it_is_seen_as_taken() {
 #[tokio::test]
 async fn a_disk_that_moves_and_grows() {
     let disk = Disk::new(2048);
-    let mut ground = ground(&disk);
+    let mut ground = disk.ground();
     let before = run("dmsetup", &["ls"]);
     lagan(&ground, &["pool", "init", "--device", disk.node], true);
     let how = filesystem("ext4");
@@ -151,9 +120,7 @@ async fn a_disk_that_moves_and_grows() {
 
 #[tokio::test]
 async fn damaged_metadata_is_seen_before_it_is_used_and_repaired() {
-    let disk = Disk::new(2048);
-    let ground = ground(&disk);
-    lagan(&ground, &["pool", "init", "--device", disk.node], true);
+    let (disk, ground) = Disk::with_pool(2048);
     let how = filesystem("ext4");
     let (mut daemon, id, content) = with_data(&ground).await;
     daemon.hide(&ground, &id, "data").await;
@@ -183,6 +150,50 @@ async fn damaged_metadata_is_seen_before_it_is_used_and_repaired() {
     daemon.delete(&id).await;
     ground.account();
     daemon.kill();
+    disk.retire(&ground);
+}
+
+#[tokio::test]
+async fn records_that_are_lost_come_back_and_another_host_takes_it_over() {
+    let (disk, mut ground) = Disk::with_pool(2048);
+    let (mut daemon, id, content) = with_data(&ground).await;
+    daemon.hide(&ground, &id, "data").await;
+    let backup = text(&ground.root.join("backup"));
+    lagan(&ground, &["pool", "backup", "--device", disk.node, "--file", &backup], true);
+    daemon.kill();
     lagan(&ground, &["pool", "stop", "--device", disk.node], true);
-    disk.unplug();
+
+    // Header and all; they are the first 64 MiB behind the table of partitions.
+    let device = File::options().write(true).open(disk.node).unwrap();
+    device.write_all_at(&vec![0; 64 << 20], 1 << 20).unwrap();
+    device.sync_all().unwrap();
+    drop(device);
+    assert!(lagan(&ground, &["doctor"], false).contains("it holds no pool"));
+    lagan(&ground, &["pool", "restore", &backup, "--device", disk.node], true);
+    holds(&ground, &id, &content).await;
+    lagan(&ground, &["pool", "stop", "--device", disk.node], true);
+
+    let adopt = ["pool", "adopt", "--yes", "--device", disk.node];
+    ground.settings.push_str("machine_id = \"another\"\n");
+    let mut daemon = ground.start().await;
+    let refused = daemon.controller.create_volume(create_with("new", 64 * MIB, &filesystem("ext4"))).await;
+    assert!(check(refused, Code::Unavailable).contains("pool adopt"));
+    daemon.kill();
+    lagan(&ground, &adopt, true);
+    holds(&ground, &id, &content).await;
+    let mut daemon = ground.start().await;
+    daemon.delete(&id).await;
+    ground.account();
+    daemon.kill();
+    disk.retire(&ground);
+}
+
+/// A driver that serves the disk finds the file of [`with_data`].
+async fn holds(ground: &Ground, id: &str, content: &[u8]) {
+    let mut daemon = ground.start().await;
+    let shown = daemon.show(ground, id, "data", &filesystem("ext4")).await;
+    assert!(std::fs::read(Path::new(&shown).join("file")).unwrap() == content);
+    daemon.hide(ground, id, "data").await;
+    ground.account();
+    daemon.kill();
 }

@@ -14,6 +14,7 @@ use lagan::proto::volume_capability::access_mode::Mode;
 use tonic::Code;
 
 use crate::{
+    disks::Disk,
     group::{POOL, Small, lvm},
     requests::{block, create_with, from_volume},
     rig::{Daemon, Ground, Kind, MIB, filesystem, random, run, write},
@@ -22,17 +23,45 @@ use crate::{
 /// How long the kernel lets writers wait for room before it fails them, in seconds.
 const TIMEOUT: &str = "/sys/module/dm_thin_pool/parameters/no_space_timeout";
 
-/// What the kernel says of the pool.
-fn status() -> String {
-    run("dmsetup", &["status", "--noflush", &format!("{}-{POOL}-tpool", Small::VG)])
+/// What is written at a time.
+const PIECE_MIB: i64 = 4;
+
+/// A pool that two writers fill.
+struct Pool<'p> {
+    ground: &'p Ground,
+    /// Name of the thin pool's device.
+    device: String,
+    /// How much each of them writes.
+    writes_mib: i64,
+    extend: &'p dyn Fn(),
 }
 
-fn wait_until(what: &str, is: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "never {what}: {}", status());
-        std::thread::sleep(Duration::from_millis(50));
+/// What the kernel says of a thin pool.
+fn status(device: &str) -> String {
+    run("dmsetup", &["status", "--noflush", device])
+}
+
+impl Pool<'_> {
+    fn status(&self) -> String {
+        status(&self.device)
     }
+
+    fn wait_until(&self, what: &str, is: impl Fn(&str) -> bool) {
+        let begun = Instant::now();
+        while !is(&self.status()) {
+            assert!(begun.elapsed() < Duration::from_secs(120), "never {what}: {}", self.status());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// One of LVM, and more room for it.
+fn on_lvm() -> (Ground, String) {
+    (Ground::new(Kind::Lvm(Small::VG, POOL)), format!("{}-{POOL}-tpool", Small::VG))
+}
+
+fn extend_lvm() {
+    lvm(&["lvextend", "-y", "-L", "+256m", &format!("{}/{POOL}", Small::VG)]);
 }
 
 /// A volume with something on it that was flushed, and its thin device as a table.
@@ -45,10 +74,10 @@ struct Tenant {
 }
 
 impl Tenant {
-    async fn new(daemon: &mut Daemon, ground: &Ground, name: &'static str) -> Self {
+    async fn new(daemon: &mut Daemon, pool: &Pool<'_>, name: &'static str) -> Self {
         let how = filesystem("ext4");
-        let id = daemon.create(name, 160, &how).await.volume_id;
-        let shown = daemon.show(ground, &id, name, &how).await;
+        let id = daemon.create(name, pool.writes_mib + 48, &how).await.volume_id;
+        let shown = daemon.show(pool.ground, &id, name, &how).await;
         let kept = random(8 << 20);
         write(&Path::new(&shown).join("kept"), &kept);
         let device = format!("lagan-{}", id.rsplit('.').next().unwrap());
@@ -56,18 +85,13 @@ impl Tenant {
         Self { id, name, shown, kept, table }
     }
 
-    /// Writes more than there is room for; what came of it, and how much was written.
-    fn fill(&self) -> JoinHandle<(io::Result<()>, usize)> {
+    /// Writes more than there is room for; what came of it.
+    fn fill(&self, mib: i64) -> JoinHandle<io::Result<()>> {
         let path = Path::new(&self.shown).join("filler");
         std::thread::spawn(move || {
-            let piece = vec![0x5a; 4 << 20];
+            let piece = vec![0x5a; usize::try_from(PIECE_MIB * MIB).unwrap()];
             let mut file = File::create(path).unwrap();
-            for count in 0..28 {
-                if let Err(error) = file.write_all(&piece).and_then(|()| file.sync_data()) {
-                    return (Err(error), count);
-                }
-            }
-            (Ok(()), 28)
+            (0..mib / PIECE_MIB).try_for_each(|_| file.write_all(&piece).and_then(|()| file.sync_data()))
         })
     }
 
@@ -88,47 +112,61 @@ impl Tenant {
     }
 }
 
-fn extend(mib: u32) {
-    lvm(&["lvextend", "-y", "-L", &format!("+{mib}m"), &format!("{}/{POOL}", Small::VG)]);
+async fn filled_and_extended_in_time(pool: &Pool<'_>) {
+    let mut daemon = pool.ground.start().await;
+    let tenants = [Tenant::new(&mut daemon, pool, "a").await, Tenant::new(&mut daemon, pool, "b").await];
+    let fillers: Vec<_> = tenants.iter().map(|tenant| tenant.fill(pool.writes_mib)).collect();
+    pool.wait_until("full", |status| status.contains("out_of_data_space"));
+    (pool.extend)();
+    for filler in fillers {
+        filler.join().unwrap().unwrap_or_else(|error| panic!("a writer was failed: {error}"));
+    }
+    for tenant in &tenants {
+        tenant.check(&mut daemon, pool.ground).await;
+    }
+    pool.ground.account();
+    daemon.kill();
 }
 
 #[tokio::test]
 async fn a_pool_that_is_extended_in_time() {
     let _group = Small::new(160, 4);
-    let ground = Ground::new(Kind::Lvm(Small::VG, POOL));
-    let mut daemon = ground.start().await;
-    let tenants =
-        [Tenant::new(&mut daemon, &ground, "a").await, Tenant::new(&mut daemon, &ground, "b").await];
-    let fillers: Vec<_> = tenants.iter().map(Tenant::fill).collect();
-    wait_until("full", || status().contains("out_of_data_space"));
-    extend(256);
-    for filler in fillers {
-        let (ended, written) = filler.join().unwrap();
-        assert!(ended.is_ok() && written == 28, "a writer was failed after {written}: {ended:?}");
-    }
-    for tenant in &tenants {
-        tenant.check(&mut daemon, &ground).await;
-    }
-    ground.account();
-    daemon.kill();
+    let (ground, device) = on_lvm();
+    let pool = Pool { ground: &ground, device, writes_mib: 112, extend: &extend_lvm };
+    filled_and_extended_in_time(&pool).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_extended_in_time() {
+    // 830 MiB of it are for data.
+    let (disk, ground) = Disk::with_pool(1024);
+    let device = run("dmsetup", &["ls"]);
+    let device = device.split_whitespace().find(|word| word.starts_with("lagan-pool-")).unwrap().to_owned();
+    let extend = || {
+        disk.lengthen(1536);
+        let extended = ground.lagan(&["pool", "extend", "--device", disk.node]);
+        assert!(extended.status.success(), "{extended:?}");
+    };
+    let pool = Pool { ground: &ground, device, writes_mib: 480, extend: &extend };
+    filled_and_extended_in_time(&pool).await;
+    disk.retire(&ground);
 }
 
 #[tokio::test]
 async fn a_pool_that_is_extended_too_late() {
     let _group = Small::new(160, 4);
-    let ground = Ground::new(Kind::Lvm(Small::VG, POOL));
+    let (ground, device) = on_lvm();
+    let pool = Pool { ground: &ground, device, writes_mib: 112, extend: &extend_lvm };
     let mut daemon = ground.start().await;
-    let tenants =
-        [Tenant::new(&mut daemon, &ground, "a").await, Tenant::new(&mut daemon, &ground, "b").await];
+    let tenants = [Tenant::new(&mut daemon, &pool, "a").await, Tenant::new(&mut daemon, &pool, "b").await];
     let usual = fs::read_to_string(TIMEOUT).unwrap();
     fs::write(TIMEOUT, "2").unwrap();
-    let fillers: Vec<_> = tenants.iter().map(Tenant::fill).collect();
+    let fillers: Vec<_> = tenants.iter().map(|tenant| tenant.fill(pool.writes_mib)).collect();
     let failed = fillers.into_iter().map(|filler| filler.join().unwrap());
-    let failed = failed.filter(|(ended, _)| ended.is_err()).count();
-    assert!(failed > 0, "there was room for all: {}", status());
+    assert!(failed.filter(io::Result::is_err).count() > 0, "there was room for all: {}", pool.status());
     fs::write(TIMEOUT, usual.trim()).unwrap();
-    extend(256);
-    wait_until("writable again", || status().contains(" rw "));
+    extend_lvm();
+    pool.wait_until("writable again", |status| status.contains(" rw "));
     for tenant in &tenants {
         tenant.check(&mut daemon, &ground).await;
     }
@@ -152,7 +190,7 @@ fn unshare(path: &str, every: u64) {
 #[tokio::test]
 async fn metadata_never_fills() {
     let _group = Small::new(1024, 2);
-    let ground = Ground::new(Kind::Lvm(Small::VG, POOL));
+    let (ground, device) = on_lvm();
     let mut daemon = ground.start().await;
     let how = block(Mode::SingleNodeWriter);
     let length = i64::try_from(SOURCE_MIB).unwrap();
@@ -175,7 +213,7 @@ async fn metadata_never_fills() {
         }
     }
     assert!(clones.len() < 40, "all were admitted");
-    println!("{} clones were admitted: {}", clones.len(), status().trim());
+    println!("{} clones were admitted: {}", clones.len(), status(&device).trim());
     assert!(!clones.is_empty(), "none was admitted");
     // From here on writers alone.
     for (number, id) in clones.iter().enumerate() {
@@ -184,7 +222,7 @@ async fn metadata_never_fills() {
         unshare(&shown, LEAF_MIB << 20);
         daemon.hide(&ground, id, &name).await;
     }
-    let status = status();
+    let status = status(&device);
     println!("and written to: {}", status.trim());
     assert!(status.contains(" rw ") && !status.contains("needs_check"), "{status}");
     for id in clones.iter().chain([&source]) {

@@ -9,6 +9,7 @@ use lagan::proto::{ListSnapshotsRequest, VolumeCapability, volume_capability::ac
 
 use crate::{
     counter::{Counter, said_by},
+    disks::Disk,
     group,
     kill::{interfere, kill_at},
     kills::{PATIENCE, is_tried},
@@ -40,12 +41,22 @@ async fn count_in(daemon: &mut Daemon, ground: &Ground, snapshot: &str, how: &Vo
 #[tokio::test]
 async fn the_order_of_writes_is_never_broken() {
     group::ensure(3072);
-    let ground = Ground::new(Kind::Lvm(group::VG, group::POOL));
+    order_is_kept(&Ground::new(Kind::Lvm(group::VG, group::POOL))).await;
+}
+
+#[tokio::test]
+async fn the_order_of_writes_is_never_broken_on_a_disk() {
+    let (disk, ground) = Disk::with_pool(4096);
+    order_is_kept(&ground).await;
+    disk.retire(&ground);
+}
+
+async fn order_is_kept(ground: &Ground) {
     let mut daemon = ground.start().await;
     let (mut ids, mut places) = (Vec::new(), Vec::new());
     for (name, how) in uses() {
         let id = daemon.create(name, 64, &how).await.volume_id;
-        places.push(place_of(&daemon.show(&ground, &id, name, &how).await));
+        places.push(place_of(&daemon.show(ground, &id, name, &how).await));
         ids.push(id);
     }
     for order in [[0, 1], [1, 0]] {
@@ -55,7 +66,7 @@ async fn the_order_of_writes_is_never_broken() {
             let mut counts = Vec::new();
             for n in order {
                 let member = cut.snapshots.iter().find(|member| member.source_volume_id == ids[n]).unwrap();
-                counts.push(count_in(&mut daemon, &ground, &member.snapshot_id, &uses()[n].1).await);
+                counts.push(count_in(&mut daemon, ground, &member.snapshot_id, &uses()[n].1).await);
             }
             assert!(
                 counts[1] <= counts[0] && counts[0] <= counts[1] + 1,
@@ -68,7 +79,7 @@ async fn the_order_of_writes_is_never_broken() {
         counter.end();
     }
     for (id, (name, _)) in ids.iter().zip(uses()) {
-        daemon.hide(&ground, id, name).await;
+        daemon.hide(ground, id, name).await;
         daemon.delete(id).await;
     }
     ground.account();
@@ -96,7 +107,9 @@ async fn written_to(daemon: &mut Daemon, ground: &Ground) -> (Vec<String>, Vec<W
 async fn end(mut daemon: Daemon, ground: &Ground, ids: &[String], writers: Vec<Writer>) {
     let cut = daemon.group(&[&ids[0], &ids[1]], "set").await.unwrap();
     daemon.groups.delete_volume_group_snapshot(ungroup(&cut)).await.unwrap();
-    writers.into_iter().for_each(Writer::end);
+    for writer in writers {
+        writer.end();
+    }
     for (id, name) in ids.iter().zip(["a", "b"]) {
         daemon.hide(ground, id, name).await;
         daemon.delete(id).await;
@@ -108,9 +121,19 @@ async fn end(mut daemon: Daemon, ground: &Ground, ids: &[String], writers: Vec<W
 #[tokio::test]
 async fn killed_between_any_two_steps() {
     group::ensure(3072);
-    let ground = Ground::new(Kind::Lvm(group::VG, group::POOL));
+    killed_on(&Ground::new(Kind::Lvm(group::VG, group::POOL))).await;
+}
+
+#[tokio::test]
+async fn killed_between_any_two_steps_on_a_disk() {
+    let (disk, ground) = Disk::with_pool(4096);
+    killed_on(&ground).await;
+    disk.retire(&ground);
+}
+
+async fn killed_on(ground: &Ground) {
     let mut daemon = ground.start().await;
-    let (ids, writers) = written_to(&mut daemon, &ground).await;
+    let (ids, writers) = written_to(&mut daemon, ground).await;
     for call in ["ioctl", "pwrite64", "fdatasync", "sendmsg"] {
         let (mut killed, mut whole) = (0, 0);
         for point in (1..200).filter(|point| is_tried(*point)) {
@@ -140,7 +163,7 @@ async fn killed_between_any_two_steps() {
         assert!(killed > 0, "{call}: never killed");
         println!("{call}: killed at {killed} points, the group was there after {whole}");
     }
-    end(daemon, &ground, &ids, writers).await;
+    end(daemon, ground, &ids, writers).await;
 }
 
 #[tokio::test]

@@ -1,17 +1,22 @@
-//! A pool that fills up: extended by policy while it is written to, refused before its metadata could ever fill.
+//! A pool that fills up: told at each level, extended by policy while it is written to, refused before its metadata could
+//! ever fill.
 
 use std::{
-    fs,
+    fs::{self, File},
+    os::unix::fs::FileExt,
     path::Path,
     time::{Duration, Instant},
 };
 
+use lagan::proto::{
+    ControllerGetVolumeHealthRequest, NodeGetStorageHealthRequest, volume_capability::access_mode::Mode,
+};
 use tonic::Code;
 
 use crate::{
     group::{self, lvm},
     requests::{block, check, create_with},
-    rig::{Ground, HTTP, Kind, MIB, filesystem, random},
+    rig::{Daemon, Ground, HTTP, Kind, MIB, filesystem, random},
 };
 
 /// A second thin pool in the group, of which nothing is left afterwards.
@@ -72,7 +77,7 @@ async fn what_writers_could_do_to_the_metadata_is_refused_beforehand() {
     let ground = pool("narrow", "1g", "2m");
     let mut daemon = ground.start().await;
     // 2 MiB are 512 blocks, of which each GiB in chunks of 64 KiB may take 165.
-    let raw = block(lagan::proto::volume_capability::access_mode::Mode::SingleNodeWriter);
+    let raw = block(Mode::SingleNodeWriter);
     let mut made = Vec::new();
     let refused = loop {
         let request = create_with(&format!("v{}", made.len()), 512 * MIB, &raw);
@@ -94,4 +99,46 @@ async fn what_writers_could_do_to_the_metadata_is_refused_beforehand() {
     ground.account();
     daemon.kill();
     remove(&ground, "narrow");
+}
+
+/// The level that is shown, and what is said of the volume and of the node's storage.
+async fn level(daemon: &mut Daemon, id: &str) -> (u64, Vec<String>) {
+    let request = ControllerGetVolumeHealthRequest {
+        volume_id: id.to_owned(),
+        ..ControllerGetVolumeHealthRequest::default()
+    };
+    let volume = daemon.controller.controller_get_volume_health(request).await.unwrap().into_inner();
+    let of_volume = volume.volume_health.unwrap().health_statuses.into_iter().map(|entry| entry.message);
+    let storage = daemon.node.node_get_storage_health(NodeGetStorageHealthRequest::default()).await.unwrap();
+    let of_storage = storage.into_inner().backend_health.into_iter().map(|entry| entry.message);
+    let level = daemon.metric("lagan_pool_fill_level{pool=\"p\",part=\"data\"}");
+    (level, of_volume.chain(of_storage).collect())
+}
+
+#[tokio::test]
+async fn each_level_is_told() {
+    // 100 MiB, of which each per cent is one.
+    let ground = pool("levels", "100m", "4m");
+    let mut daemon = ground.start().await;
+    let raw = block(Mode::SingleNodeWriter);
+    let id = daemon.create("data", 128, &raw).await.volume_id;
+    let shown = daemon.show(&ground, &id, "data", &raw).await;
+    let device = File::options().write(true).open(shown).unwrap();
+    let mut written = 0;
+    for (upto, expected) in [(70, 0), (85, 80), (93, 90), (97, 95)] {
+        for mib in written..upto {
+            device.write_all_at(&[0x5a; 1 << 20], mib << 20).unwrap();
+        }
+        device.sync_all().unwrap();
+        written = upto;
+        let (level, said) = level(&mut daemon, &id).await;
+        assert_eq!((level, said.len()), (expected, if expected == 0 { 0 } else { 2 }), "{upto} %: {said:?}");
+        assert!(said.iter().all(|message| message.contains(&format!("{expected} %"))), "{upto} %: {said:?}");
+    }
+    drop(device);
+    daemon.hide(&ground, &id, "data").await;
+    daemon.delete(&id).await;
+    ground.account();
+    daemon.kill();
+    remove(&ground, "levels");
 }

@@ -1,7 +1,7 @@
 //! SIGKILL before each state-changing system call of each operation, with live writers on the source and on a neighbour.
 //! Afterwards nobody hangs, nothing is lost or left, and the same request succeeds.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use lagan::proto::{
     CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, DeleteSnapshotRequest,
@@ -10,19 +10,40 @@ use lagan::proto::{
 use tonic::Status;
 
 use crate::{
+    disks::Disk,
     group,
-    kill::kill_at,
+    kill::{kill_at, note},
     requests::{
         create_with, delete, from_snapshot, from_volume, group_of, publish_with, snapshot_of, stage_at,
         ungroup, unpublish_from, unstage_at,
     },
-    rig::{Daemon, Ground, Kind, MIB, filesystem},
-    writer::Writer,
+    rig::{Daemon, Ground, Kind, MIB, filesystem, text},
+    writer::{Writer, lines_in},
 };
 
-/// The calls that change something: messages to device-mapper, records, flushes, mounts. Each kind has its rounds, since a
-/// tracer counts each for itself.
-const CHANGES: [&str; 4] = ["ioctl", "pwrite64", "fdatasync,fsync", "fsconfig,fsmount,move_mount,mkdirat"];
+/// The calls that change something: messages to device-mapper, records, flushes, nodes, mounts, requests to the minder.
+/// Each has its rounds, since a tracer counts each for itself.
+const CHANGES: [&str; 19] = [
+    "ioctl",
+    "pwrite64",
+    "fdatasync",
+    "fsync",
+    "sendmsg",
+    "mknodat",
+    "mkdir",
+    "mkdirat",
+    "rename",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "fsconfig",
+    "fsmount",
+    "open_tree",
+    "mount_setattr",
+    "move_mount",
+    "umount2",
+];
 /// How long a writer may be made to wait, in a machine that is emulated.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -63,6 +84,13 @@ struct Stage {
     /// Where it is staged.
     staging: String,
     size: i64,
+}
+
+impl Stage {
+    async fn prepare(&mut self, daemon: &mut Daemon) {
+        self.size += MIB;
+        self.victim = daemon.create("victim", 64, &filesystem("ext4")).await.volume_id;
+    }
 }
 
 fn copy(name: &str, source: Option<VolumeContentSource>) -> CreateVolumeRequest {
@@ -124,9 +152,26 @@ async fn remove(daemon: &mut Daemon, id: Option<String>) {
     }
 }
 
-/// The kinds of calls before which is killed: all, if points are asked for.
-fn changes() -> &'static [&'static str] {
-    if std::env::var_os("POINTS").is_some() { &CHANGES } else { &CHANGES[..1] }
+/// The calls before which an operation is killed: those that it makes, if points are asked for; otherwise the first kind.
+async fn changes(ground: &Ground, stage: &mut Stage, operation: Operation) -> Vec<&'static str> {
+    if std::env::var_os("POINTS").is_none() {
+        return vec![CHANGES[0]];
+    }
+    let (mut daemon, file) = (ground.start().await, text(&ground.root.join("trace")));
+    stage.prepare(&mut daemon).await;
+    let mut tracer = note(daemon.pid(), &CHANGES.join(","), &file);
+    let made = attempt(&mut daemon, stage, operation).await.unwrap();
+    remove(&mut daemon, made).await;
+    daemon.delete(&stage.victim).await;
+    daemon.kill();
+    drop(tracer.wait());
+    let trace = std::fs::read_to_string(file).unwrap();
+    // A line begins with the number of the thread.
+    let count = |call: &&str| trace.lines().filter(|line| line.contains(&format!(" {call}("))).count();
+    let made: Vec<_> = CHANGES.into_iter().filter(|call| count(call) > 0).collect();
+    let counts: Vec<_> = made.iter().map(|call| format!("{} {call}", count(call))).collect();
+    println!("{operation:?} makes {}", counts.join(", "));
+    made
 }
 
 /// Which points are tried: all, or so many of each operation and kind of call.
@@ -141,8 +186,7 @@ pub(crate) fn is_tried(point: u32) -> bool {
 /// One operation, killed at one point; `false` where it was done before the point came.
 async fn trial(ground: &Ground, stage: &mut Stage, operation: Operation, calls: &str, point: u32) -> bool {
     let mut daemon = ground.start().await;
-    stage.size += MIB;
-    stage.victim = daemon.create("victim", 64, &filesystem("ext4")).await.volume_id;
+    stage.prepare(&mut daemon).await;
     let mut tracer = kill_at(daemon.pid(), calls, point);
     let answer = attempt(&mut daemon, stage, operation).await;
     let survived = answer.is_ok();
@@ -161,31 +205,39 @@ async fn trial(ground: &Ground, stage: &mut Stage, operation: Operation, calls: 
 #[tokio::test]
 async fn killed_at_any_point() {
     group::ensure(3072);
-    let ground = Ground::new(Kind::Lvm(group::VG, group::POOL));
+    killed_on(&Ground::new(Kind::Lvm(group::VG, group::POOL))).await;
+}
+
+#[tokio::test]
+async fn killed_at_any_point_on_a_disk() {
+    let (disk, ground) = Disk::with_pool(4096);
+    killed_on(&ground).await;
+    disk.retire(&ground);
+}
+
+async fn killed_on(ground: &Ground) {
     let how = filesystem("ext4");
     let mut daemon = ground.start().await;
     let (source, neighbour) = (
         daemon.create("source", 64, &how).await.volume_id,
         daemon.create("neighbour", 64, &how).await.volume_id,
     );
-    let shown = daemon.show(&ground, &source, "source", &how).await;
-    let beside = daemon.show(&ground, &neighbour, "neighbour", &how).await;
+    let shown = daemon.show(ground, &source, "source", &how).await;
+    let beside = daemon.show(ground, &neighbour, "neighbour", &how).await;
     let snapshot = daemon.snapshot(&source, "before").await.unwrap().snapshot_id;
     let (victim, staging) = (String::new(), ground.path("staging"));
-    let mut stage = Stage { source, neighbour: neighbour.clone(), snapshot, victim, staging, size: 64 * MIB };
+    let mut stage = Stage { source, neighbour, snapshot, victim, staging, size: 64 * MIB };
     daemon.kill();
     let writers = [Writer::on(&shown), Writer::on(&beside)];
     for operation in ALL {
-        let mut killed = 0;
-        for calls in changes() {
+        let (mut killed, mut waited) = (0, [Duration::ZERO; 2]);
+        for call in changes(ground, &mut stage, operation).await {
             for point in (1..200).filter(|point| is_tried(*point)) {
-                let died = trial(&ground, &mut stage, operation, calls, point).await;
-                for writer in &writers {
-                    let waited = writer.resumes();
-                    assert!(
-                        waited < PATIENCE,
-                        "{operation:?} killed at {calls} {point}: a writer waited {waited:?}"
-                    );
+                let died = trial(ground, &mut stage, operation, call, point).await;
+                for (writer, waited) in writers.iter().zip(&mut waited) {
+                    writer.resumes();
+                    *waited = writer.longest().max(*waited);
+                    assert!(*waited < PATIENCE, "{operation:?} killed at {call} {point}: {waited:?}");
                 }
                 ground.account();
                 if !died {
@@ -195,12 +247,21 @@ async fn killed_at_any_point() {
             }
         }
         assert!(killed > 0, "{operation:?} was never killed");
-        println!("{operation:?}: killed at {killed} points");
+        let [source, neighbour] = waited;
+        println!(
+            "{operation:?}: killed at {killed} points; a line took {source:?}, the neighbour's {neighbour:?}"
+        );
     }
-    writers.into_iter().for_each(Writer::end);
+    let written = writers.map(Writer::end);
     let mut daemon = ground.start().await;
-    for (id, name) in [(&stage.source, "source"), (&neighbour, "neighbour")] {
-        daemon.hide(&ground, id, name).await;
+    for ((id, name), lines) in
+        [(&stage.source, "source"), (&stage.neighbour, "neighbour")].iter().zip(written)
+    {
+        // Read from the disk, and not from memory.
+        daemon.hide(ground, id, name).await;
+        let shown = daemon.show(ground, id, name, &how).await;
+        assert_eq!(lines_in(Path::new(&shown)), lines, "{name}");
+        daemon.hide(ground, id, name).await;
         daemon.delete(id).await;
     }
     remove(&mut daemon, Some(stage.snapshot)).await;

@@ -6,11 +6,13 @@
 mod backup;
 mod beside;
 mod block;
+mod broken;
 #[path = "../support/counter.rs"]
 mod counter;
 #[path = "../support/disk.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod disk;
+mod disks;
 mod doctor;
 mod extend;
 mod full;

@@ -2,7 +2,7 @@
 //! thin-provisioning.rst). Numbers of thin devices of ours begin at 2^20; LVM takes the lowest free from 1, and the
 //! transaction id is LVM's alone: so both live in one pool.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -37,8 +37,7 @@ pub(super) enum Mode {
 pub(super) struct Status {
     /// Changes by LVM: it counts each thin volume that it makes or removes.
     pub(super) transaction: u64,
-    pub(super) mode: Mode,
-    pub(super) needs_check: bool,
+    pub(super) health: Health,
     pub(super) data: Amount,
     pub(super) metadata: Amount,
     /// What it hands out at a time.
@@ -59,59 +58,65 @@ impl Status {
         let parsed = status.first().zip(table.first()).and_then(|(status, table)| parse(status, table));
         parsed.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("{}: it is no thin pool", what())))
     }
+}
+
+/// Whether a thin pool takes changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Health {
+    pub(super) mode: Mode,
+    pub(super) needs_check: bool,
+}
+
+impl Health {
+    fn parse(status: &Line) -> Option<Self> {
+        let fields: Vec<&str> = status.text.split(' ').collect();
+        let mode = match *fields.get(4).or(fields.first())? {
+            "Fail" => Mode::Failed,
+            "rw" => Mode::Writable,
+            "out_of_data_space" => Mode::Full,
+            _ => Mode::ReadOnly,
+        };
+        let needs_check = mode == Mode::Failed || fields.contains(&"needs_check");
+        Some(Self { mode, needs_check }).filter(|_| status.target == "thin-pool")
+    }
 
     /// Refuses changes that the pool would refuse, with what to do.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(self) -> Result<()> {
         let what = match self.mode {
-            Mode::Failed => "the thin pool has failed: stop what uses it, and repair it (lvconvert --repair)",
-            Mode::ReadOnly => {
-                "the metadata of the thin pool cannot be written: repair it (lvconvert --repair), or extend it"
-            }
-            Mode::Writable | Mode::Full if self.needs_check => {
-                "the thin pool needs a check: stop what uses it, and repair it (lvconvert --repair)"
-            }
+            Mode::Failed => "the thin pool has failed",
+            Mode::ReadOnly => "the metadata of the thin pool cannot be written",
+            Mode::Writable | Mode::Full if self.needs_check => "the thin pool needs a check",
             Mode::Writable | Mode::Full => return Ok(()),
         };
-        Err(Error::new(ErrorKind::Unavailable, what))
+        let remedy = "stop what uses it, and repair it: `lvconvert --repair`, on a disk of its own `lagan pool repair`";
+        Err(Error::new(ErrorKind::Unavailable, format!("{what}: {remedy}")))
     }
 }
 
 /// `transaction used/total used/total held mode discards when-full needs-check low-water`, or `Fail`; the block of data
 /// is in the table: `metadata data block-sectors …`.
-fn parse(status: &Line, table: &Line) -> Option<Status> {
-    let mut fields = status.text.split(' ');
-    if status.target != "thin-pool" {
-        return None;
-    }
+fn parse(line: &Line, table: &Line) -> Option<Status> {
+    let health = Health::parse(line)?;
     let block = table.text.split(' ').nth(2)?.parse::<u64>().ok()? * SECTOR;
-    let chunk = Bytes::new(block);
-    let first = fields.next()?;
-    if first == "Fail" {
-        let nothing = Amount::default();
-        return Some(Status {
-            transaction: 0,
-            mode: Mode::Failed,
-            needs_check: true,
-            data: nothing,
-            metadata: nothing,
-            chunk,
-        });
-    }
     let amount = |field: &str, unit: u64| {
         let (used, total) = field.split_once('/')?;
         let bytes = |count: &str| Some(Bytes::new(count.parse::<u64>().ok()?.checked_mul(unit)?));
         Some(Amount { used: bytes(used)?, total: bytes(total)? })
     };
-    let transaction = first.parse().ok()?;
-    let metadata = amount(fields.next()?, METADATA_BLOCK)?;
-    let data = amount(fields.next()?, block)?;
-    let rest: Vec<&str> = fields.collect();
-    let mode = match *rest.get(1)? {
-        "rw" => Mode::Writable,
-        "out_of_data_space" => Mode::Full,
-        _ => Mode::ReadOnly,
+    let mut status = Status {
+        transaction: 0,
+        health,
+        data: Amount::default(),
+        metadata: Amount::default(),
+        chunk: Bytes::new(block),
     };
-    Some(Status { transaction, mode, needs_check: rest.contains(&"needs_check"), data, metadata, chunk })
+    if health.mode != Mode::Failed {
+        let mut fields = line.text.split(' ');
+        status.transaction = fields.next()?.parse().ok()?;
+        status.metadata = amount(fields.next()?, METADATA_BLOCK)?;
+        status.data = amount(fields.next()?, block)?;
+    }
+    Some(status)
 }
 
 /// Whether a number was free.
@@ -124,21 +129,30 @@ pub(super) enum Made {
 
 /// Makes a thin device.
 pub(super) fn create(mapper: &Mapper, pool: &str, thin: u32) -> Result<Made> {
-    made(mapper.message(pool, &format!("create_thin {thin}")), || format!("make thin device {thin}"))
+    made(mapper, pool, &format!("create_thin {thin}"), || format!("make thin device {thin}"))
 }
 
 /// Makes a thin device that shares the blocks of another; that one must not be written meanwhile.
 pub(super) fn snapshot(mapper: &Mapper, pool: &str, thin: u32, origin: u32) -> Result<Made> {
     let what = || format!("make thin device {thin} from {origin}");
-    made(mapper.message(pool, &format!("create_snap {thin} {origin}")), what)
+    made(mapper, pool, &format!("create_snap {thin} {origin}"), what)
 }
 
-fn made(answer: io::Result<Option<String>>, what: impl Fn() -> String) -> Result<Made> {
-    match answer {
-        Ok(_) => Ok(Made::Yes),
+fn made(mapper: &Mapper, pool: &str, message: &str, what: impl Fn() -> String) -> Result<Made> {
+    match mapper.message(pool, message) {
+        Ok(_) => committed(mapper, pool).map(|()| Made::Yes).map_err(|error| error.within(what())),
         Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => Ok(Made::Taken),
         Err(error) => Err(Error::io(what(), error)),
     }
+}
+
+/// Whether what a message did has come to the disk: the kernel does not say where that failed (`pool_message` in
+/// drivers/md/dm-thin.c), but the pool takes no changes from then on.
+fn committed(mapper: &Mapper, pool: &str) -> Result<()> {
+    let what = || format!("ask thin pool {pool} how it is");
+    let status = mapper.status(pool).doing(what)?;
+    let health = status.first().and_then(Health::parse);
+    health.ok_or_else(|| Error::new(ErrorKind::Unavailable, what()))?.check()
 }
 
 /// Removes a thin device; fine where there is none.
@@ -149,7 +163,7 @@ pub(super) fn delete(mapper: &Mapper, pool: &str, thin: u32) -> Result<()> {
     let what = || format!("delete thin device {thin}");
     // A device that goes when it is closed is in no list any more while it still holds what is below it.
     let gone = patiently(|| match mapper.message(pool, &format!("delete {thin}")) {
-        Ok(_) => Ok(true),
+        Ok(_) => committed(mapper, pool).map(|()| true).map_err(|error| error.within(what())),
         Err(error) => match Errno::from_io_error(&error) {
             Some(Errno::NODATA) => Ok(true),
             Some(Errno::BUSY) => Ok(false),
@@ -182,18 +196,18 @@ mod tests {
     #[test]
     fn what_a_pool_says() {
         let well = check("1 14/2048 25/4096 - rw discard_passdown queue_if_no_space - 1024 ").unwrap();
-        assert_eq!((well.transaction, well.mode, well.needs_check), (1, Mode::Writable, false));
+        assert_eq!((well.transaction, well.health.mode, well.health.needs_check), (1, Mode::Writable, false));
         assert_eq!((well.data.used, well.data.total), (Bytes::new(25 << 16), Bytes::mib(256)));
         assert_eq!(well.metadata.total, Bytes::mib(8));
         assert_eq!(well.chunk, Bytes::new(64 << 10));
         let full =
             check("1 14/2048 4096/4096 - out_of_data_space discard_passdown error_if_no_space - 1024 ");
-        assert_eq!(full.unwrap().mode, Mode::Full);
+        assert_eq!(full.unwrap().health.mode, Mode::Full);
         let sick =
             check("1 14/2048 25/4096 - ro discard_passdown queue_if_no_space needs_check 1024 ").unwrap();
-        assert_eq!((sick.mode, sick.needs_check), (Mode::ReadOnly, true));
-        assert!(sick.check().is_err());
-        assert_eq!(check("Fail").unwrap().mode, Mode::Failed);
+        assert_eq!((sick.health.mode, sick.health.needs_check), (Mode::ReadOnly, true));
+        assert!(sick.health.check().is_err());
+        assert_eq!(check("Fail").unwrap().health.mode, Mode::Failed);
         assert_eq!(check("Error"), None);
     }
 }

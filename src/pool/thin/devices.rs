@@ -299,6 +299,26 @@ impl Devices {
         Ok(found)
     }
 
+    /// What a process that was killed has left: devices of a moment, or such as stand still or never started.
+    pub(super) fn leftovers(&self) -> Result<Vec<String>> {
+        let what = || "look for devices that were left";
+        let mut found = Vec::new();
+        let ours = format!("{OURS}{}-", self.pool);
+        for (name, _) in self.mapper.list().doing(what)? {
+            let Some(info) = self.mapper.info(&name).doing(what)?.filter(|it| it.uuid.starts_with(&ours))
+            else {
+                continue;
+            };
+            let label = info.uuid.splitn(4, '-').nth(3).unwrap_or_default();
+            if info.suspended {
+                found.push(format!("device {name} stands still"));
+            } else if !info.active || is_work(label) {
+                found.push(format!("device {name} was made for a moment, and left"));
+            }
+        }
+        Ok(found)
+    }
+
     /// Lets every device of ours go on that stands still, and takes away those of a moment that were left.
     pub(super) fn sweep(&self) -> Result<Vec<String>> {
         let what = || "look for devices that stand still";

@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -111,6 +111,8 @@ struct Inner {
     minder: Option<Arc<Minder>>,
     /// Numbers of thin devices that are in use, and those that were found taken.
     thins: Mutex<Numbers>,
+    /// Whether those without a record are among them.
+    numbers_known: OnceLock<bool>,
     templates: Templates,
     template_thins: Mutex<Thins>,
     /// Deleting holds the pool: one at a time.
@@ -178,6 +180,7 @@ impl ThinPool {
             commands,
             minder,
             thins: Mutex::new(thins),
+            numbers_known: OnceLock::new(),
             deleting: Mutex::default(),
             extending: Mutex::default(),
             admitting: Mutex::default(),
@@ -211,7 +214,7 @@ impl Inner {
     fn check(&self) -> Result<Status> {
         self.slots.check()?;
         let status = self.status()?;
-        status.check()?;
+        status.health.check()?;
         Ok(status)
     }
 

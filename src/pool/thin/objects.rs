@@ -9,6 +9,7 @@ use super::{
     Inner,
     below::{self, Made},
     care::length_of,
+    metadata,
     slots::{Entry, Object, Stage},
 };
 use crate::{
@@ -53,8 +54,23 @@ impl Inner {
         self.thins.lock().unwrap_or_else(PoisonError::into_inner).taken.remove(&thin);
     }
 
+    /// Whether the numbers that the pool has given away are taken, whether a record knows them or not. Asked once: LVM
+    /// never comes to numbers of ours.
+    fn knows_numbers(&self) -> bool {
+        *self.numbers_known.get_or_init(|| {
+            let found =
+                self.devices.below().and_then(|(pool, _)| metadata::devices(&self.devices.mapper, pool));
+            let mut numbers = self.thins.lock().unwrap_or_else(PoisonError::into_inner);
+            let there = found.as_ref().map(|all| all.iter().map(|device| device.number));
+            there.map(|there| numbers.taken.extend(there)).is_ok()
+        })
+    }
+
     /// The same, of which the pool says that nobody has it.
     pub(super) fn take_free_number(&self) -> Result<u32> {
+        if self.knows_numbers() {
+            return self.take_number();
+        }
         // A number that is taken stays so: it is somebody's, and nobody's record says whose.
         for _attempt in 0..64 {
             let thin = self.take_number()?;

@@ -14,7 +14,12 @@ impl Inner {
     pub(super) fn settle(&self, owners: &[Uuid]) -> Result<()> {
         let mut numbers = Vec::new();
         for owner in owners {
-            numbers.extend(self.devices.attached(*owner)?.into_iter().map(|(info, _)| info.number));
+            // One that goes with its last user is made to be mounted, and no other.
+            let mounted = self.devices.attached(*owner)?.into_iter().filter(|(info, _)| info.transient);
+            numbers.extend(mounted.map(|(info, _)| info.number));
+        }
+        if numbers.is_empty() {
+            return Ok(());
         }
         let what = || "flush volumes before they are paused";
         mounted_roots(&numbers).doing(what)?.iter().try_for_each(rustix::fs::syncfs).doing(what)

@@ -191,8 +191,8 @@ fn kernel(mapper: &Mapper, found: &Found, entries: &[Entry]) -> Result<KernelFac
     let pool = found.below()?;
     let status = Status::read(mapper, pool)?;
     Ok(KernelFacts {
-        trouble: status.check().err().map(|error| error.to_string()),
-        full: status.mode == Mode::Full,
+        trouble: status.health.check().err().map(|error| error.to_string()),
+        full: status.health.mode == Mode::Full,
         transaction: status.transaction,
         data: (status.data.used, status.data.total),
         metadata: (status.metadata.used, status.metadata.total),

@@ -2,7 +2,7 @@
 
 use super::{
     Inner,
-    below::{Mode, Status},
+    below::Mode,
     groups::unfinished,
     metadata, report,
     slots::{Object, Stage},
@@ -32,6 +32,7 @@ impl Inner {
         listing.snapshots.retain(|snapshot| snapshot.group.is_none_or(|group| !hidden.contains(&group)));
         if self.role == Role::Observer {
             listing.strangers = self.strangers();
+            listing.leftovers = self.devices.leftovers()?;
         }
         Ok(listing)
     }
@@ -83,7 +84,12 @@ impl Inner {
     }
 
     pub(super) fn capacity(&self) -> Result<Capacity> {
-        let Status { data, .. } = self.status()?;
+        let status = self.status()?;
+        if status.health.mode == Mode::Failed {
+            // It says nothing of its space.
+            status.health.check()?;
+        }
+        let data = status.data;
         Ok(Capacity {
             total: data.total,
             free: data.total.minus(data.used),
@@ -118,9 +124,9 @@ impl Inner {
             return Ok(found);
         }
         let status = self.status()?;
-        if let Err(error) = status.check() {
+        if let Err(error) = status.health.check() {
             let severity =
-                if status.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
+                if status.health.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
             trouble(severity, "PoolNeedsRepair", error.to_string());
         }
         found.extend(status.fills().iter().filter_map(Fill::trouble));

@@ -46,6 +46,8 @@ struct State {
     data: Bytes,
     /// The pool refuses changes, as one does whose metadata cannot be written.
     read_only: bool,
+    /// And does from the next one on, which it loses.
+    loses: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -133,6 +135,12 @@ impl FakeMapper {
     /// Makes the pool refuse changes, or take them again.
     pub fn set_read_only(&self, read_only: bool) {
         self.state().read_only = read_only;
+    }
+
+    /// Lets the next message come to nothing, unsaid, as where the metadata cannot be written just then: from that on the
+    /// pool refuses changes.
+    pub fn lose_next(&self) {
+        self.state().loses = true;
     }
 
     /// Makes the pool so long.
@@ -394,6 +402,10 @@ impl Door for FakeMapper {
         let mut state = self.state();
         if state.read_only {
             return Err(Errno::OPNOTSUPP.into());
+        }
+        if std::mem::take(&mut state.loses) {
+            state.read_only = true;
+            return Ok(None);
         }
         let words: Vec<&str> = message.split(' ').collect();
         let number = |word: &str| word.parse::<u32>().map_err(|_bad| io::Error::from(Errno::INVAL));

@@ -89,7 +89,7 @@ impl From<OwnedFd> for Kernel {
 
 /// One command and its answer.
 struct Call {
-    buffer: Vec<u64>,
+    buffer: Vec<u8>,
 }
 
 impl Call {
@@ -97,7 +97,7 @@ impl Call {
         if name.len() > NAME_LIMIT || name.contains('\0') {
             return Err(Errno::INVAL.into());
         }
-        let mut call = Self { buffer: vec![0; (HEADER + data.len()).div_ceil(8)] };
+        let mut call = Self { buffer: vec![0; (HEADER + data.len()).next_multiple_of(8)] };
         call.set(VERSION, 4);
         call.set(DATA_START, u32::try_from(HEADER).unwrap_or_default());
         call.put(NAME, name.as_bytes());
@@ -106,20 +106,12 @@ impl Call {
     }
 
     fn with_room(mut self, length: usize) -> Self {
-        self.buffer.resize(length.div_ceil(8), 0);
+        self.buffer.resize(length, 0);
         self
     }
 
-    fn bytes(&self) -> Vec<u8> {
-        self.buffer.iter().flat_map(|word| word.to_ne_bytes()).collect()
-    }
-
     fn put(&mut self, offset: usize, data: &[u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            let mut word = self.buffer[at / 8].to_ne_bytes();
-            word[at % 8] = *byte;
-            self.buffer[at / 8] = u64::from_ne_bytes(word);
-        }
+        self.buffer[offset..offset + data.len()].copy_from_slice(data);
     }
 
     fn set(&mut self, offset: usize, value: u32) {
@@ -127,7 +119,7 @@ impl Call {
     }
 
     fn flag(mut self, flags: u32) -> Self {
-        let flags = u32_at(&self.bytes(), FLAGS) | flags;
+        let flags = u32_at(&self.buffer, FLAGS) | flags;
         self.set(FLAGS, flags);
         self
     }
@@ -176,19 +168,17 @@ impl Kernel {
     /// Sends a command; the answer, grown until it fits.
     fn send(&self, command: u8, mut call: Call) -> io::Result<Vec<u8>> {
         loop {
-            let size = call.buffer.len() * 8;
+            let size = call.buffer.len();
             call.set(DATA_SIZE, u32::try_from(size).unwrap_or(u32::MAX));
-            let before = call.buffer.clone();
-            raw::device_mapper(self.control.as_fd(), command, &mut call.buffer)?;
-            let answer = call.bytes();
+            let mut answer = call.buffer.clone();
+            raw::device_mapper(self.control.as_fd(), command, &mut answer)?;
             if u32_at(&answer, FLAGS) & BUFFER_FULL == 0 {
                 return Ok(answer);
             }
             if size >= ANSWER_LIMIT {
                 return Err(Errno::TOOBIG.into());
             }
-            call.buffer = before;
-            call.buffer.resize(call.buffer.len() * 4, 0);
+            call = call.with_room(size * 4);
         }
     }
 
@@ -384,7 +374,7 @@ mod tests {
     #[test]
     fn a_call_is_laid_out_as_the_kernel_reads_it() {
         let call = Call::new("pool", b"data").unwrap().flag(READ_ONLY).flag(SUSPENDED);
-        let bytes = call.bytes();
+        let bytes = call.buffer;
         assert_eq!(u32_at(&bytes, VERSION), 4);
         assert_eq!(u32_at(&bytes, FLAGS), 3);
         assert_eq!(text_at(&bytes, NAME, 128), "pool");
