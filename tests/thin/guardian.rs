@@ -14,6 +14,7 @@ use lagan::proto::{
 use tonic::Code;
 
 use crate::{
+    disks::Disk,
     group::{self, lvm},
     requests::{block, check, create_with},
     rig::{Daemon, Ground, HTTP, Kind, MIB, filesystem, random},
@@ -141,4 +142,33 @@ async fn each_level_is_told() {
     ground.account();
     daemon.kill();
     remove(&ground, "levels");
+}
+
+/// The timer would have looked a minute later.
+#[tokio::test]
+async fn the_kernel_tells_at_once() {
+    // 830 MiB of it are for data.
+    let (disk, ground) = Disk::with_pool(1024);
+    let mut daemon = ground.start().await;
+    let raw = block(Mode::SingleNodeWriter);
+    let id = daemon.create("data", 800, &raw).await.volume_id;
+    let shown = daemon.show(&ground, &id, "data", &raw).await;
+    // Devices that come are news too.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let device = File::options().write(true).open(shown).unwrap();
+    for mib in 0..772 {
+        device.write_all_at(&[0x5a; 1 << 20], mib << 20).unwrap();
+    }
+    device.sync_all().unwrap();
+    let begun = Instant::now();
+    while !daemon.said().contains("the pool is nearly full") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "nobody has noticed");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(device);
+    daemon.hide(&ground, &id, "data").await;
+    daemon.delete(&id).await;
+    ground.account();
+    daemon.kill();
+    disk.retire(&ground);
 }

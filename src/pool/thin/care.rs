@@ -138,11 +138,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Asks LVM for its thin volumes in the pool, where it has made or removed one since it was asked last.
+    /// Asks LVM for its thin volumes in the pool, where it has made or removed one since it was asked last; one that was
+    /// made longer shows in no count, and is seen later.
     fn look_at_foreign(&self) -> Result<()> {
         let Place::Lvm(group) = &self.settings.place else { return Ok(()) };
         let now = Some(self.status()?.transaction);
-        if self.foreign.lock().unwrap_or_else(PoisonError::into_inner).as_of == now {
+        let known = self.foreign.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if known.as_of == now && known.asked.is_some_and(|asked| asked.elapsed() < FOREIGN) {
             return Ok(());
         }
         let foreign = lvm::foreign(group, &self.commands)?;
@@ -152,6 +154,7 @@ impl Inner {
 
     /// Does what has to be done by somebody, and extends the pool where the configuration wants it.
     pub(super) fn tend(&self) -> Result<()> {
+        self.status()?.health.check()?;
         self.release_forgotten()?;
         if let Err(error) = self.look_at_foreign() {
             tracing::warn!(pool = %self.id, error = %Chain(&error), "thin volumes of LVM are not known");
@@ -177,6 +180,8 @@ impl Inner {
 
 /// How long somebody may read metadata.
 const READING: Duration = Duration::from_secs(600);
+/// How long what LVM has said of its volumes is good for.
+const FOREIGN: Duration = Duration::from_secs(600);
 
 /// How long a thread waits for word from the kernel; whoever waits for longer asks again.
 const PATIENCE: Duration = Duration::from_secs(60);

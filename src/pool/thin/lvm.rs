@@ -1,7 +1,11 @@
 //! Where a thin pool of LVM is, and how one is prepared. LVM runs here and nowhere else: one report at the start, and what
 //! a person asks for.
 
-use std::{fmt, os::unix::fs::FileExt, time::Duration};
+use std::{
+    fmt,
+    os::unix::fs::FileExt,
+    time::{Duration, Instant},
+};
 
 use serde::Deserialize;
 
@@ -161,6 +165,7 @@ fn foreign_in(place: &VolumeGroup, lines: &[Line]) -> Foreign {
     Foreign {
         lengths: tenants.map(|line| Bytes::new(line.lv_size.parse().unwrap_or_default())).collect(),
         as_of: line_of(lines, &place.thin_pool).and_then(|pool| pool.transaction_id.parse().ok()),
+        asked: Some(Instant::now()),
     }
 }
 

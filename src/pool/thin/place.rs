@@ -1,6 +1,6 @@
 //! Where a thin pool is: in a volume group, or on a disk of our own. What both have in common, and the way to each.
 
-use std::{fmt, fs::File, path::PathBuf};
+use std::{fmt, fs::File, path::PathBuf, time::Instant};
 
 use super::{
     block,
@@ -98,6 +98,7 @@ pub(super) struct Foreign {
     pub(super) lengths: Vec<Bytes>,
     /// LVM's count of changes when it was asked.
     pub(super) as_of: Option<u64>,
+    pub(super) asked: Option<Instant>,
 }
 
 /// A pool that was found.
