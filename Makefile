@@ -34,7 +34,7 @@ lint: ## Formatting, lints, documentation
 unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
 	cargo test --locked --lib
 	cargo test --locked --doc
-	cargo test --locked --test api --test architecture --test proto --test cli
+	cargo test --locked --test api --test architecture --test proto --test cli --test kubelet
 
 kernel: ## Tests on real loop devices and filesystems, as root
 	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel

@@ -1,4 +1,4 @@
-//! Turns `proto/csi.proto` into Rust. Reads from the file itself which messages carry secrets, and keeps every
+//! Turns the files of `proto/` into Rust. Reads from the file itself which messages carry secrets, and keeps every
 //! one of them from being printed.
 
 use std::{collections::BTreeSet, error::Error};
@@ -9,9 +9,10 @@ use protox::{
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=proto/csi.proto");
+    println!("cargo:rerun-if-changed=proto");
     let mut compiler = Compiler::new(["proto"])?;
-    compiler.include_imports(true).include_source_info(true).open_file("csi.proto")?;
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_file("csi.proto")?.open_file("pluginregistration.proto")?;
     let secret = secret_messages(&compiler.descriptor_pool())?;
     tonic_prost_build::configure()
         .build_server(true)

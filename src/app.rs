@@ -17,6 +17,7 @@ use crate::{
     engine::{self, Engine, accountant::Facts, work::Work},
     error::{Chain, Doing, Error, ErrorKind, Result},
     id::{PoolId, PoolName, VolumeId},
+    kubelet::Registration,
     node::{self, Node},
     pool::{
         Pool, Role,
@@ -302,11 +303,21 @@ impl App {
             let (metrics, work, commands) = (metrics.clone(), self.work.clone(), Arc::clone(&self.commands));
             telemetry::serve_http(address, Sources { metrics, work, engine, commands }).await?;
         }
+        let registration = self.config.kubelet.filter(|_| self.mode.node()).map(|(directory, endpoint)| {
+            let driver_name = self.config.driver_name.clone();
+            tokio::spawn(Registration { directory, driver_name, endpoint }.keep())
+        });
         tracing::info!(endpoint = %self.config.endpoint, mode = ?self.mode, node = %self.config.node_id, "ready");
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::warn!(%error, "the service manager was not told that we are ready");
         }
-        server::serve(listener, csi::routes(&services), &self.work, &metrics).await
+        let served = server::serve(listener, csi::routes(&services), &self.work, &metrics).await;
+        if let Some(registration) = registration {
+            registration.abort();
+            // Its socket is gone when it has ended.
+            registration.await.unwrap_or_default();
+        }
+        served
     }
 }
 

@@ -24,6 +24,7 @@ pub mod node;
 
 // The edge: the wire protocol, generated, and what speaks it.
 pub mod csi;
+pub mod kubelet;
 pub mod proto;
 
 // Assembly.

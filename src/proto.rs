@@ -21,6 +21,11 @@
 
 tonic::include_proto!("csi.v1");
 
+/// How kubelet learns of a plugin, from `proto/pluginregistration.proto`.
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}
+
 /// Key of the metadata beside a CreateVolume request that says what to make the volume of, where a person asks for it. No
 /// parameter, since those come from the users of an orchestrator, who must not be able to name devices of a host.
 pub const IMPORT: &str = "lagan-import-bin";

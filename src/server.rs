@@ -79,12 +79,44 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A socket that listens; its file goes with it, if it is still ours.
+/// A socket that listens.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
+    file: SocketFile,
+}
+
+impl Listener {
+    /// Its connections, and the file that they come by.
+    #[must_use]
+    pub fn incoming(self) -> (UnixListenerStream, SocketFile) {
+        (UnixListenerStream::new(self.listener), self.file)
+    }
+}
+
+/// The file of a socket; it goes with this value, unless a successor has put its own there.
+#[derive(Debug)]
+pub struct SocketFile {
     endpoint: Endpoint,
     inode: u64,
+}
+
+impl SocketFile {
+    /// Whether it is still where it was made.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        std::fs::symlink_metadata(self.endpoint.path()).is_ok_and(|found| found.ino() == self.inode)
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.is_there()
+            && let Err(error) = std::fs::remove_file(self.endpoint.path())
+        {
+            tracing::warn!(%error, endpoint = %self.endpoint, "socket not removed");
+        }
+    }
 }
 
 /// Begins to listen. The file is for its owner only; a socket that nobody listens on is replaced.
@@ -120,7 +152,7 @@ pub async fn listen(endpoint: &Endpoint) -> Result<Listener> {
     let listener = UnixListener::bind(path).doing(what)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).doing(what)?;
     let inode = std::fs::metadata(path).doing(what)?.ino();
-    Ok(Listener { listener, endpoint: endpoint.clone(), inode })
+    Ok(Listener { listener, file: SocketFile { endpoint: endpoint.clone(), inode } })
 }
 
 /// Serves until SIGTERM or SIGINT, then takes no new calls and finishes those that run, detached work included.
@@ -129,14 +161,14 @@ pub async fn listen(endpoint: &Endpoint) -> Result<Listener> {
 /// # Errors
 /// Those of the transport.
 pub async fn serve(listener: Listener, routes: Routes, work: &Work, metrics: &Metrics) -> Result<()> {
-    let Listener { listener, endpoint, inode } = listener;
+    let (incoming, file) = listener.incoming();
     let (stop, stopped) = watch::channel(false);
     let mut until_stopped = stopped.clone();
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
         .layer(RpcLayer::new(metrics.clone()))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             // The sender lives as long as this function.
             until_stopped.wait_for(|stop| *stop).await.map(drop).unwrap_or_default();
         });
@@ -161,17 +193,8 @@ pub async fn serve(listener: Listener, routes: Routes, work: &Work, metrics: &Me
             }
         }
     };
-    remove_socket(&endpoint, inode);
-    ended.map_err(|error| Error::new(ErrorKind::Broken, format!("serve on {endpoint}")).because(error))
-}
-
-/// Removes our socket, unless a successor has put its own there.
-fn remove_socket(endpoint: &Endpoint, inode: u64) {
-    if std::fs::symlink_metadata(endpoint.path()).is_ok_and(|found| found.ino() == inode)
-        && let Err(error) = std::fs::remove_file(endpoint.path())
-    {
-        tracing::warn!(%error, %endpoint, "socket not removed");
-    }
+    let what = format!("serve on {}", file.endpoint);
+    ended.map_err(|error| Error::new(ErrorKind::Broken, what).because(error))
 }
 
 /// The signals that ask us to stop.

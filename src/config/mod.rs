@@ -56,6 +56,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where the CSI services listen.
     pub endpoint: Endpoint,
+    /// The directory where kubelet looks for plugins, and the endpoint's path as it sees it; `None` where none is to be told.
+    pub kubelet: Option<(PathBuf, PathBuf)>,
     /// Where health and metrics are served over HTTP; `None` for nowhere.
     pub http: Option<SocketAddr>,
     /// Staging and target paths must lie below one of these.
@@ -215,7 +217,13 @@ fn read(reader: &mut Reader, mode: Mode, overrides: &Overrides) -> Option<Config
     let node_id = reader.parsed("node_id", overrides.node_id.as_ref().unwrap_or(&node_id));
     let state_dir = reader.path("state_dir", "/var/lib/lagan");
     let endpoint = reader.text("endpoint", DEFAULT_ENDPOINT);
-    let endpoint = reader.parsed("endpoint", overrides.endpoint.as_ref().unwrap_or(&endpoint));
+    let endpoint: Option<Endpoint> =
+        reader.parsed("endpoint", overrides.endpoint.as_ref().unwrap_or(&endpoint));
+    let registry = reader.optional("kubelet_registry").map(|path| reader.absolute("kubelet_registry", path));
+    let seen = reader.optional("kubelet_endpoint").map(|path| reader.absolute("kubelet_endpoint", path));
+    if registry.is_none() && seen.is_some() {
+        reader.problem("kubelet_endpoint", "says nothing without kubelet_registry");
+    }
     let http = reader.text("http", if mode == Mode::Node { "127.0.0.1:9737" } else { "127.0.0.1:9736" });
     let http = if http == "off" { None } else { reader.parsed("http", &http) };
     let target_roots = reader.paths("target_roots", &TARGET_ROOTS);
@@ -243,6 +251,7 @@ fn read(reader: &mut Reader, mode: Mode, overrides: &Overrides) -> Option<Config
         driver_name,
         node_id: node_id?,
         state_dir,
+        kubelet: registry.zip(seen.or_else(|| Some(endpoint.as_ref()?.path().to_owned()))),
         endpoint: endpoint?,
         http,
         target_roots,
@@ -377,6 +386,8 @@ mod tests {
 node_id = 'n1'
 state_dir = '/s'
 endpoint = '/run/x.sock'
+kubelet_registry = '/k'
+kubelet_endpoint = '/host/x.sock'
 http = 'off'
 target_roots = ['/a', '/b']
 max_volumes_per_node = 5
@@ -401,6 +412,15 @@ templates = 3
         assert_eq!(config.pools[0].freeze_limit, Duration::from_secs(2));
         assert_eq!(config.target_roots, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(config.forgotten_pools[0].to_string(), "0123456789abcdef0123456789abcdef");
+        assert_eq!(config.kubelet, Some(("/k".into(), "/host/x.sock".into())));
+    }
+
+    #[test]
+    fn kubelet_is_told_of_the_endpoint() {
+        let config = check("endpoint = '/run/x.sock'\nkubelet_registry = '/k'\n").unwrap();
+        assert_eq!(config.kubelet, Some(("/k".into(), "/run/x.sock".into())));
+        assert_eq!(check("").unwrap().kubelet, None);
+        assert_eq!(check("kubelet_endpoint = '/run/x.sock'\n").unwrap_err().len(), 1);
     }
 
     #[test]

@@ -38,11 +38,10 @@ pub struct Fill {
 }
 
 impl Fill {
-    /// The highest level that is reached, in per cent; 0 below all of them, and where the pool does not say how long it is.
+    /// The highest level that is reached, in per cent; 0 below all of them.
     #[must_use]
     pub fn level(&self) -> u32 {
-        let reached = |level: &u32| self.total > Bytes::ZERO && self.used >= self.total.percent(*level);
-        LEVELS.into_iter().rfind(reached).unwrap_or(0)
+        LEVELS.into_iter().rfind(|level| self.used >= self.total.percent(*level)).unwrap_or(0)
     }
 
     /// What there is to say against it.
@@ -69,7 +68,6 @@ mod tests {
         let levels = [0, 799, 800, 899, 900, 949, 950, 1000].map(|used| fill(used).level());
         assert_eq!(levels, [0, 0, 80, 80, 90, 90, 95, 95]);
         assert_eq!(fill(799).trouble(), None);
-        assert_eq!(Fill { total: Bytes::ZERO, ..fill(0) }.level(), 0);
         assert!(fill(950).trouble().unwrap().message.contains("95 %"));
     }
 }

@@ -79,6 +79,8 @@ async fn a_pool_that_takes_no_changes_is_seen_and_left_as_it_is() {
     let pool = ill.open();
     let kept = create(&pool).await;
     ill.mapper.set_read_only(true);
+    // The guardian tells of it.
+    assert_eq!(pool.tend().await.unwrap_err().kind(), ErrorKind::Unavailable);
     let refused = pool.create_volume(&volume(&pool, Bytes::mib(64)), &progress()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     let refused = pool.create_snapshot(&snapshot_of(&kept, "s"), &progress()).await.unwrap_err();

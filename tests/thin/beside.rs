@@ -9,11 +9,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
+
+use tonic::Code;
 
 use crate::{
     group::{self, POOL, VG, lvm},
-    requests::from_volume,
+    requests::{from_volume, hide_at},
     rig::{Daemon, Ground, Kind, filesystem, random, write},
     writer::Writer,
 };
@@ -74,11 +77,24 @@ async fn live(daemon: &mut Daemon, ground: &Ground, source: &str, stop: &AtomicB
         let mut read = Vec::new();
         File::open(Path::new(&shown).join("data")).unwrap().read_to_end(&mut read).unwrap();
         assert!(read == content, "{name}");
+        unpublish(daemon, ground, &id, &name).await;
         daemon.hide(ground, &id, &name).await;
         daemon.delete(&id).await;
         count += 1;
     }
     count
+}
+
+/// A command that was started while a file was open has it too, until it has become that program: in use is in use.
+async fn unpublish(daemon: &mut Daemon, ground: &Ground, id: &str, name: &str) {
+    for _attempt in 0..100 {
+        match daemon.node.node_unpublish_volume(hide_at(id, &ground.path(name))).await {
+            Err(status) if status.code() == Code::FailedPrecondition => {}
+            answer => return drop(answer.unwrap()),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{name} stays in use");
 }
 
 #[tokio::test]

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use lagan::proto::{ListVolumesRequest, volume_capability::access_mode::Mode};
+use lagan::proto::{ListVolumesRequest, NodeGetStorageHealthRequest, volume_capability::access_mode::Mode};
 use tonic::Code;
 
 use crate::{
+    disks::Disk,
     doctor::dmsetup,
     group::{POOL, Small, VG, lvm},
     guardian::{pool, remove},
@@ -27,6 +28,21 @@ async fn holds(daemon: &mut Daemon, ground: &Ground, id: &str, content: &[u8]) {
     let shown = daemon.show(ground, id, "data", &filesystem("ext4")).await;
     assert!(std::fs::read(Path::new(&shown).join("file")).unwrap() == content);
     daemon.hide(ground, id, "data").await;
+}
+
+/// What docs/operations.md says is to be done with a pool like this one.
+fn follow_page(ground: &Ground, pool: &str) {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md")).unwrap();
+    let block = page.split("```bash\n").find(|block| block.contains("lvconvert --repair")).unwrap();
+    for line in block.split("```").next().unwrap().lines() {
+        let line = line.replace("VG/POOL", pool);
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[0] {
+            "lagan" => assert!(ground.lagan(&words[1..]).status.success(), "{line}"),
+            _ => drop(lvm(&[&words[..1], &["-y"], &words[1..]].concat())),
+        }
+    }
 }
 
 /// Gives a device that is in use another table.
@@ -67,12 +83,8 @@ async fn metadata_that_could_not_be_written() {
         daemon = ground.start().await;
     }
 
-    // As it says.
     daemon.kill();
-    assert!(ground.lagan(&["pool", "stop", "--lvm", &full]).status.success());
-    lvm(&["lvchange", "-an", &format!("{full}_anchor"), &full]);
-    lvm(&["lvconvert", "-y", "--repair", &full]);
-    lvm(&["lvchange", "-ay", &full]);
+    follow_page(&ground, &full);
     let mut daemon = ground.start().await;
     let new = daemon.create("new", 64, &raw).await.volume_id;
     holds(&mut daemon, &ground, &id, &content).await;
@@ -84,6 +96,39 @@ async fn metadata_that_could_not_be_written() {
     // Where the damaged metadata was kept.
     lvm(&["lvremove", "-fy", &format!("{full}_meta0")]);
     remove(&ground, "sick");
+}
+
+#[tokio::test]
+async fn metadata_on_a_disk_that_could_not_be_written() {
+    let (disk, ground) = Disk::with_pool(1024);
+    let mut daemon = ground.start().await;
+    let raw = block(Mode::SingleNodeWriter);
+    let (id, content) = with_data(&mut daemon, &ground).await;
+    daemon.hide(&ground, &id, "data").await;
+    let names = dmsetup(&["ls"]);
+    let metadata = names.split_whitespace().find(|word| word.starts_with("lagan-metadata-")).unwrap();
+    let table = dmsetup(&["table", metadata]).trim().to_owned();
+    replace(metadata, &format!("0 {} error", table.split(' ').nth(1).unwrap()));
+    let refused = daemon.controller.create_volume(create_with("new", 64 * MIB, &raw)).await;
+    assert!(refused.is_err(), "it was made, of nothing");
+    replace(metadata, &table);
+    let refused = daemon.controller.create_volume(create_with("new", 64 * MIB, &raw)).await;
+    assert!(check(refused, Code::Unavailable).contains("start the driver"));
+    let health = daemon.node.node_get_storage_health(NodeGetStorageHealthRequest::default()).await.unwrap();
+    assert!(health.into_inner().backend_health[0].message.contains("has failed"));
+    daemon.kill();
+
+    // What was written last is sound: it is checked, and used.
+    assert!(ground.lagan(&["pool", "stop", "--device", disk.node]).status.success());
+    let mut daemon = ground.start().await;
+    holds(&mut daemon, &ground, &id, &content).await;
+    let new = daemon.create("new", 64, &raw).await.volume_id;
+    for id in [&id, &new] {
+        daemon.delete(id).await;
+    }
+    ground.account();
+    daemon.kill();
+    disk.retire(&ground);
 }
 
 #[tokio::test]

@@ -156,13 +156,13 @@ async fn the_kernel_tells_at_once() {
     // Devices that come are news too.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let device = File::options().write(true).open(shown).unwrap();
+    let begun = Instant::now();
     for mib in 0..772 {
         device.write_all_at(&[0x5a; 1 << 20], mib << 20).unwrap();
     }
     device.sync_all().unwrap();
-    let begun = Instant::now();
     while !daemon.said().contains("the pool is nearly full") {
-        assert!(begun.elapsed() < Duration::from_secs(20), "nobody has noticed");
+        assert!(begun.elapsed() < Duration::from_secs(50), "nobody has noticed in time");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     drop(device);

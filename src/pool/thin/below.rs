@@ -84,11 +84,15 @@ impl Health {
     pub(super) fn check(self) -> Result<()> {
         let what = match self.mode {
             Mode::Failed => "the thin pool has failed",
-            Mode::ReadOnly => "the metadata of the thin pool cannot be written",
-            Mode::Writable | Mode::Full if self.needs_check => "the thin pool needs a check",
+            _ if self.needs_check => "the thin pool needs a check",
+            Mode::ReadOnly => {
+                let what = "the thin pool has no room for more metadata: extend it (`lagan pool extend --metadata SIZE`)";
+                return Err(Error::new(ErrorKind::Unavailable, what));
+            }
             Mode::Writable | Mode::Full => return Ok(()),
         };
-        let remedy = "stop what uses it, and repair it: `lvconvert --repair`, on a disk of its own `lagan pool repair`";
+        let remedy = "stop what uses it and the driver, `lagan pool stop`, and repair it: `lvconvert --repair`; on a disk of \
+                      its own start the driver, which checks it, and says if `lagan pool repair` is needed";
         Err(Error::new(ErrorKind::Unavailable, format!("{what}: {remedy}")))
     }
 }
@@ -127,12 +131,13 @@ pub(super) enum Made {
     Taken,
 }
 
-/// Makes a thin device.
+/// Makes a thin device; [`committed`] says whether it stays.
 pub(super) fn create(mapper: &Mapper, pool: &str, thin: u32) -> Result<Made> {
     made(mapper, pool, &format!("create_thin {thin}"), || format!("make thin device {thin}"))
 }
 
-/// Makes a thin device that shares the blocks of another; that one must not be written meanwhile.
+/// Makes a thin device that shares the blocks of another; that one must not be written meanwhile. [`committed`] says whether
+/// it stays: it is asked later, since writers wait now.
 pub(super) fn snapshot(mapper: &Mapper, pool: &str, thin: u32, origin: u32) -> Result<Made> {
     let what = || format!("make thin device {thin} from {origin}");
     made(mapper, pool, &format!("create_snap {thin} {origin}"), what)
@@ -140,15 +145,15 @@ pub(super) fn snapshot(mapper: &Mapper, pool: &str, thin: u32, origin: u32) -> R
 
 fn made(mapper: &Mapper, pool: &str, message: &str, what: impl Fn() -> String) -> Result<Made> {
     match mapper.message(pool, message) {
-        Ok(_) => committed(mapper, pool).map(|()| Made::Yes).map_err(|error| error.within(what())),
+        Ok(_) => Ok(Made::Yes),
         Err(error) if Errno::from_io_error(&error) == Some(Errno::EXIST) => Ok(Made::Taken),
         Err(error) => Err(Error::io(what(), error)),
     }
 }
 
-/// Whether what a message did has come to the disk: the kernel does not say where that failed (`pool_message` in
+/// Whether what messages did has come to the disk: the kernel does not say where that failed (`pool_message` in
 /// drivers/md/dm-thin.c), but the pool takes no changes from then on.
-fn committed(mapper: &Mapper, pool: &str) -> Result<()> {
+pub(super) fn committed(mapper: &Mapper, pool: &str) -> Result<()> {
     let what = || format!("ask thin pool {pool} how it is");
     let status = mapper.status(pool).doing(what)?;
     let health = status.first().and_then(Health::parse);

@@ -298,6 +298,7 @@ fn fill(taken: &Taken, mapper: &Mapper) -> Result<()> {
     if below::create(mapper, &pool.name, below::FIRST)? == Made::Taken {
         return Err(Error::new(ErrorKind::Broken, "the new thin pool is not empty"));
     }
+    below::committed(mapper, &pool.name)?;
     Slots::format(&taken.records(mapper, records).open()?, &taken.header)
 }
 

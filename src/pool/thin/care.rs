@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Inner, Place,
-    below::{METADATA_BLOCK, Status},
+    below::{Amount, METADATA_BLOCK, Mode, Status},
     lvm::{self, Longer},
     metadata,
     slots::Object,
@@ -68,12 +68,13 @@ pub(super) fn length_of(object: &Object) -> Bytes {
 }
 
 impl Status {
-    pub(super) fn fills(&self) -> [Fill; 2] {
-        [(Part::Data, self.data), (Part::Metadata, self.metadata)].map(|(part, amount)| Fill {
-            part,
-            used: amount.used,
-            total: amount.total,
-        })
+    /// How full its parts are; an error where it has failed, and does not say.
+    pub(super) fn fills(&self) -> Result<Vec<Fill>> {
+        if self.health.mode == Mode::Failed {
+            self.health.check()?;
+        }
+        let parts = [(Part::Data, self.data), (Part::Metadata, self.metadata)];
+        Ok(parts.map(|(part, Amount { used, total })| Fill { part, used, total }).to_vec())
     }
 }
 
@@ -144,9 +145,12 @@ impl Inner {
         let Place::Lvm(group) = &self.settings.place else { return Ok(()) };
         let now = Some(self.status()?.transaction);
         let known = self.foreign.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if known.as_of == now && known.asked.is_some_and(|asked| asked.elapsed() < FOREIGN) {
+        // Where LVM does not answer, it is not asked at every turn.
+        let good_for = if known.as_of == now { FOREIGN } else { FOREIGN_CHANGED };
+        if known.asked.is_some_and(|asked| asked.elapsed() < good_for) {
             return Ok(());
         }
+        self.foreign.lock().unwrap_or_else(PoisonError::into_inner).asked = Some(Instant::now());
         let foreign = lvm::foreign(group, &self.commands)?;
         *self.foreign.lock().unwrap_or_else(PoisonError::into_inner) = foreign;
         Ok(())
@@ -154,17 +158,26 @@ impl Inner {
 
     /// Does what has to be done by somebody, and extends the pool where the configuration wants it.
     pub(super) fn tend(&self) -> Result<()> {
-        self.status()?.health.check()?;
+        let health = self.status()?.health;
+        if health.needs_check {
+            return health.check();
+        }
         self.release_forgotten()?;
+        // What writers may be waiting for comes first.
+        self.extend_by_policy()?;
         if let Err(error) = self.look_at_foreign() {
             tracing::warn!(pool = %self.id, error = %Chain(&error), "thin volumes of LVM are not known");
         }
+        self.status()?.health.check()
+    }
+
+    fn extend_by_policy(&self) -> Result<()> {
         let (Place::Lvm(group), Some(extend)) = (&self.settings.place, self.settings.extend) else {
             return Ok(());
         };
         let _one = self.extending.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted: Vec<Longer> =
-            self.status()?.fills().iter().filter_map(|fill| extend.wanted(fill)).collect();
+            self.status()?.fills()?.iter().filter_map(|fill| extend.wanted(fill)).collect();
         // Metadata first: more data needs more of it. But one that cannot be had does not keep the other from it.
         wanted.reverse();
         let extended: Vec<_> = wanted
@@ -180,8 +193,9 @@ impl Inner {
 
 /// How long somebody may read metadata.
 const READING: Duration = Duration::from_secs(600);
-/// How long what LVM has said of its volumes is good for.
+/// How long what LVM has said of its volumes is good for: while it has made and removed none, and else.
 const FOREIGN: Duration = Duration::from_secs(600);
+const FOREIGN_CHANGED: Duration = Duration::from_secs(10);
 
 /// How long a thread waits for word from the kernel; whoever waits for longer asks again.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -24,6 +24,8 @@ struct Member {
     snapshot: Snapshot,
     thin: u32,
     origin: u32,
+    /// The kernel was asked for it: only then is there anything of ours to be removed.
+    sent: bool,
 }
 
 impl Member {
@@ -63,7 +65,7 @@ impl Inner {
             let (entry, volume) = self.ready_volume(member.volume)?;
             let used = self.devices.mapped(volume.id.uuid, entry.thin, volume.size)?;
             let snapshot = Snapshot { size: volume.size, used, ..member.clone() };
-            parts.push(Member { snapshot, thin: NO_THIN, origin: entry.thin });
+            parts.push(Member { snapshot, thin: NO_THIN, origin: entry.thin, sent: false });
         }
         self.take_numbers(&mut parts)?;
         match self.make_group(group, &mut parts) {
@@ -96,15 +98,18 @@ impl Inner {
         let owners: Vec<_> = parts.iter().map(|part| part.snapshot.volume.uuid).collect();
         self.settle(&owners)?;
         self.paused(&owners, || parts.iter_mut().try_for_each(|part| self.cut(part)))?;
+        below::committed(&self.devices.mapper, self.devices.below()?.0)?;
         self.slots.put_all(Stage::Ready, recorded(parts))?;
         self.slots.put(NO_THIN, Stage::Ready, whole)
     }
 
     fn cut(&self, part: &mut Member) -> Result<()> {
         let (mapper, (pool, _)) = (&self.devices.mapper, self.devices.below()?);
+        part.sent = true;
         match below::snapshot(mapper, pool, part.thin, part.origin)? {
             Made::Yes => Ok(()),
             Made::Taken => {
+                part.sent = false;
                 // Somebody made it since it was looked for: not ours to remove.
                 let taken = std::mem::replace(&mut part.thin, NO_THIN);
                 Err(Error::new(ErrorKind::Busy, format!("thin device {taken} is somebody else's")))
@@ -114,10 +119,9 @@ impl Inner {
 
     /// Takes back what was begun. What cannot be, the next start does.
     fn unmake_group(&self, group: &Group, parts: &[Member], why: Error) -> Error {
-        let made = || parts.iter().filter(|part| part.thin != NO_THIN);
+        let mut sent = parts.iter().filter(|part| part.sent);
         // If a flush has failed nobody knows what the records say by now: only the next start may decide.
-        let removed =
-            self.slots.check().and_then(|()| made().try_for_each(|part| self.remove_thin(part.thin)));
+        let removed = self.slots.check().and_then(|()| sent.try_for_each(|part| self.remove_thin(part.thin)));
         let undone = removed.and_then(|()| {
             let mut all: Vec<_> = parts.iter().map(Member::recorded).collect();
             all.push((NO_THIN, Object::Group(group.clone())));
@@ -125,7 +129,8 @@ impl Inner {
         });
         match undone {
             Ok(()) => {
-                made().for_each(|part| self.free_number(part.thin));
+                let taken = parts.iter().filter(|part| part.thin != NO_THIN);
+                taken.for_each(|part| self.free_number(part.thin));
                 why
             }
             Err(error) => {

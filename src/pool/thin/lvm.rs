@@ -1,5 +1,5 @@
-//! Where a thin pool of LVM is, and how one is prepared. LVM runs here and nowhere else: one report at the start, and what
-//! a person asks for.
+//! Where a thin pool of LVM is, and how one is prepared and extended. LVM runs here and nowhere else: a report at the start
+//! and every few minutes, extensions by policy, and what a person asks for. Never for a volume.
 
 use std::{
     fmt,
@@ -295,6 +295,7 @@ pub(super) fn init(place: &VolumeGroup, machine: &str, commands: &Commands) -> R
         );
         return Err(Error::new(ErrorKind::InUse, what));
     }
+    below::committed(&mapper, &below)?;
     Slots::format(&found.records.open()?, &header)?;
     Ok(header.id)
 }

@@ -2,8 +2,8 @@
 //! mirrors and repairs the pool, and never runs for a volume. This file says what the pool promises; the others how:
 //! `below` the thin pool and its messages, `devices` devices of volumes, `slots` records, `objects` how volumes and
 //! snapshots come and go, `groups` snapshots at one instant, `templates` new filesystems, `pause` volumes in use, `place`
-//! where a pool is (`lvm`, or `block` with its `layout`), `tenants` what LVM is not to read, `mend` what a killed LVM
-//! leaves, `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to
+//! where a pool is (`lvm`, or `block` with its `layout`), `tenants` what LVM is not to read, `left` what a killed
+//! process leaves, `mend` what a killed LVM leaves, `import` what comes from elsewhere, `metadata` which thin devices there are, `report` what a person may want to
 //! know, `care` what keeps it from running full, `restore` records as text, `state` what there is and how it is.
 
 use std::{
@@ -39,6 +39,7 @@ mod groups;
 mod header;
 mod import;
 mod layout;
+mod left;
 mod lvm;
 mod mend;
 mod metadata;
@@ -112,7 +113,7 @@ struct Inner {
     /// Numbers of thin devices that are in use, and those that were found taken.
     thins: Mutex<Numbers>,
     /// Whether those without a record are among them.
-    numbers_known: OnceLock<bool>,
+    numbers_known: OnceLock<()>,
     templates: Templates,
     template_thins: Mutex<Thins>,
     /// Deleting holds the pool: one at a time.
@@ -273,7 +274,7 @@ impl Pool for ThinPool {
     }
 
     async fn fills(&self) -> Result<Vec<Fill>> {
-        self.run(|inner| Ok(inner.status()?.fills().to_vec())).await
+        self.run(|inner| inner.status()?.fills()).await
     }
 
     async fn tend(&self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Volumes and snapshots of a thin pool made and removed: what is begun is recorded first, what was begun and cannot be
 //! finished is taken back.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{cell::Cell, sync::PoisonError, time::Duration};
 
 use uuid::Uuid;
 
@@ -57,13 +57,19 @@ impl Inner {
     /// Whether the numbers that the pool has given away are taken, whether a record knows them or not. Asked once: LVM
     /// never comes to numbers of ours.
     fn knows_numbers(&self) -> bool {
-        *self.numbers_known.get_or_init(|| {
-            let found =
-                self.devices.below().and_then(|(pool, _)| metadata::devices(&self.devices.mapper, pool));
-            let mut numbers = self.thins.lock().unwrap_or_else(PoisonError::into_inner);
-            let there = found.as_ref().map(|all| all.iter().map(|device| device.number));
-            there.map(|there| numbers.taken.extend(there)).is_ok()
-        })
+        if self.numbers_known.get().is_some() {
+            return true;
+        }
+        let mapper = &self.devices.mapper;
+        // Nobody is waited for: there is another way to know of one number.
+        let free = |pool: &str| metadata::is_held(mapper, pool).is_ok_and(|held| !held);
+        let below = self.devices.below().ok().filter(|(pool, _)| free(pool));
+        let Some(Ok(found)) = below.map(|(pool, _)| metadata::devices(mapper, pool)) else { return false };
+        let there = found.iter().map(|device| device.number);
+        self.thins.lock().unwrap_or_else(PoisonError::into_inner).taken.extend(there);
+        // Another thread may have asked too.
+        self.numbers_known.set(()).unwrap_or_default();
+        true
     }
 
     /// The same, of which the pool says that nobody has it.
@@ -91,22 +97,31 @@ impl Inner {
             let begin = || self.slots.note(thin, Stage::Making, object.clone());
             self.admitted(length_of(object), begin).inspect_err(|_| self.free_number(thin))?;
             self.slots.flush()?;
-            let made = match origin {
-                Origin::Blank => below::create(mapper, pool, thin),
-                Origin::Quiet(origin) => below::snapshot(mapper, pool, thin, origin),
-                Origin::Live(origin, owner) => {
-                    self.paused(&[owner], || below::snapshot(mapper, pool, thin, origin))
-                }
-                Origin::Foreign(origin) => {
-                    self.foreign_paused(origin, || below::snapshot(mapper, pool, thin, origin))
-                }
+            let sent = Cell::new(false);
+            let cut = |origin| {
+                sent.set(true);
+                below::snapshot(mapper, pool, thin, origin)
             };
-            match made {
+            let made = match origin {
+                Origin::Blank => {
+                    sent.set(true);
+                    below::create(mapper, pool, thin)
+                }
+                Origin::Quiet(origin) => cut(origin),
+                Origin::Live(origin, owner) => self.paused(&[owner], || cut(origin)),
+                Origin::Foreign(origin) => self.foreign_paused(origin, || cut(origin)),
+            };
+            match made.and_then(|made| below::committed(mapper, pool).map(|()| made)) {
                 Ok(Made::Yes) => return Ok(thin),
                 // Somebody made it since it was looked for: not ours to remove.
                 Ok(Made::Taken) => self.slots.forget(thin, object.clone())?,
                 // It may have been made, and only too late to be what was asked for.
-                Err(error) => return Err(self.unmake(thin, object, error)),
+                Err(error) if sent.get() => return Err(self.unmake(thin, object, error)),
+                Err(error) => {
+                    self.slots.forget(thin, object.clone())?;
+                    self.free_number(thin);
+                    return Err(error);
+                }
             }
         }
     }

@@ -129,7 +129,7 @@ impl Inner {
                 if status.health.mode == Mode::Failed { Severity::Inaccessible } else { Severity::Degraded };
             trouble(severity, "PoolNeedsRepair", error.to_string());
         }
-        found.extend(status.fills().iter().filter_map(Fill::trouble));
+        found.extend(status.fills().unwrap_or_default().iter().filter_map(Fill::trouble));
         Ok(found)
     }
 }
