@@ -174,7 +174,7 @@ async fn a_driver_killed_in_the_pause_and_never_restarted_hangs_nobody() {
     let mut daemon = ground.start().await;
     let (ids, writers) = written_to(&mut daemon, &ground).await;
     // Every message is slow: the pause lasts as long as two of them.
-    let mut tracer = interfere(daemon.pid(), "ioctl", "delay_enter=2000000");
+    let mut tracer = interfere(daemon.pid(), "ioctl", "delay_enter=1000000");
     let mut groups = daemon.groups.clone();
     let request = group_of(&[&ids[0], &ids[1]], "set");
     let call = tokio::spawn(async move { groups.create_volume_group_snapshot(request).await });
