@@ -28,6 +28,8 @@ const WORK: &str = "work";
 
 /// How long LVM may let the pool stand still.
 const POOL_PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may run in between before it is asked to stand still once more.
+const BETWEEN_STOPS: Duration = Duration::from_secs(2);
 
 /// What the names of devices of ours begin with.
 const NAMED: &str = "lagan-";
@@ -320,16 +322,17 @@ impl Devices {
 /// Gives a device a table. While LVM extends the pool it stands still for a moment, and takes no device.
 fn load(mapper: &Mapper, name: &str, table: &[Line], read_only: bool) -> io::Result<()> {
     let begun = Instant::now();
-    let mut asked_again = false;
+    let mut running_since = begun;
     loop {
         match mapper.load(name, table, read_only) {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
-                let still = stands_on_a_stopped(mapper, table)?;
-                // It may have gone on since.
-                if begun.elapsed() > POOL_PATIENCE || !still && asked_again {
+                if stands_on_a_stopped(mapper, table)? {
+                    running_since = Instant::now();
+                }
+                // It stands still several times, for moments that a look may miss.
+                if begun.elapsed() > POOL_PATIENCE || running_since.elapsed() > BETWEEN_STOPS {
                     return Err(error);
                 }
-                asked_again = !still;
             }
             other => return other,
         }
