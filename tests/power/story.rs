@@ -201,7 +201,7 @@ pub(crate) async fn check(pool: &dyn Pool, before: &State, after: &State, moment
             continue;
         }
         assert_eq!(snapshots.get(id), Some(cut), "{moment}");
-        let copy = volume(pool.id(), "copy", SIZE, Content::Raw, Some(Source::Snapshot(*id)));
+        let copy = volume(pool.id(), "copy", cut.size, Content::Raw, Some(Source::Snapshot(*id)));
         pool.create_volume(&copy, &progress()).await.unwrap();
         assert_eq!(on(pool, copy.id, read).await, *byte, "{moment}: the snapshot");
     }
