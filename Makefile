@@ -34,12 +34,12 @@ lint: ## Formatting, lints, documentation
 unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
 	cargo test --locked --lib
 	cargo test --locked --doc
-	cargo test --locked --test api --test architecture --test proto --test cli --test kubelet
+	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet
 
 kernel: ## Tests on real loop devices and filesystems, as root
 	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel
 
-sanity: sanity-programs ## The real csi-sanity, eight runs, as root
+sanity: sanity-programs ## The real csi-sanity, twelve runs, four of them through a router, as root
 	cargo build --release --locked
 	$(SUDO) csi-sanity/run
 

@@ -34,6 +34,24 @@ pub enum ErrorKind {
     Broken,
 }
 
+impl ErrorKind {
+    /// Each of them.
+    pub const ALL: [Self; 12] = [
+        Self::Invalid,
+        Self::NotFound,
+        Self::Mismatch,
+        Self::InUse,
+        Self::OutOfRange,
+        Self::Denied,
+        Self::NotOffered,
+        Self::NoSpace,
+        Self::Busy,
+        Self::Unavailable,
+        Self::Unsettled,
+        Self::Broken,
+    ];
+}
+
 /// A failure: one line saying what was tried on which object, and what stood in the way.
 #[derive(Clone)]
 pub struct Error {
@@ -81,6 +99,15 @@ impl Error {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         self.kind
+    }
+}
+
+/// What an error is about below all its layers, of which some libraries have many that say nothing.
+#[must_use]
+pub fn innermost(error: &dyn StdError) -> String {
+    match error.source() {
+        Some(source) => innermost(source),
+        None => error.to_string(),
     }
 }
 

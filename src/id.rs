@@ -1,7 +1,7 @@
 //! Names of things: ids of volumes, snapshots and groups, of pools and nodes. Each is parsed once, by one grammar,
 //! and is never joined to a path as it came.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::RangeInclusive, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use uuid::Uuid;
@@ -17,8 +17,11 @@ pub struct BadId {
     expected: &'static str,
 }
 
-fn bad(text: &str, expected: &'static str) -> BadId {
-    BadId { text: text.chars().take(TEXT_LIMIT).collect(), expected }
+impl BadId {
+    /// `text` is not `expected`.
+    pub(crate) fn new(text: &str, expected: &'static str) -> Self {
+        Self { text: text.chars().take(TEXT_LIMIT).collect(), expected }
+    }
 }
 
 /// Reads the one form of a uuid that we write: 32 lower-case hexadecimal digits.
@@ -55,7 +58,7 @@ impl FromStr for PoolId {
     type Err = BadId;
 
     fn from_str(text: &str) -> Result<Self, BadId> {
-        parse_uuid(text).map(Self).ok_or_else(|| bad(text, "a pool's uuid (32 hexadecimal digits)"))
+        parse_uuid(text).map(Self).ok_or_else(|| BadId::new(text, "a pool's uuid (32 hexadecimal digits)"))
     }
 }
 
@@ -77,6 +80,12 @@ macro_rules! object_id {
             pub fn random(pool: PoolId) -> Self {
                 Self { pool, uuid: Uuid::new_v4() }
             }
+
+            /// Every id of this kind in `pool`, in order.
+            #[must_use]
+            pub const fn all_of(pool: PoolId) -> RangeInclusive<Self> {
+                Self { pool, uuid: Uuid::nil() }..=Self { pool, uuid: Uuid::max() }
+            }
         }
 
         impl fmt::Display for $name {
@@ -93,7 +102,7 @@ macro_rules! object_id {
                     let (pool, uuid) = text.strip_prefix(concat!($letter, "."))?.split_once('.')?;
                     Some(Self { pool: PoolId(parse_uuid(pool)?), uuid: parse_uuid(uuid)? })
                 };
-                parse().ok_or_else(|| bad(text, concat!("the id of ", $what)))
+                parse().ok_or_else(|| BadId::new(text, concat!("the id of ", $what)))
             }
         }
 
@@ -151,7 +160,7 @@ macro_rules! text_name {
 
             fn from_str(text: &str) -> Result<Self, BadId> {
                 let valid: fn(&str) -> bool = $valid;
-                if valid(text) { Ok(Self(text.to_owned())) } else { Err(bad(text, $expected)) }
+                if valid(text) { Ok(Self(text.to_owned())) } else { Err(BadId::new(text, $expected)) }
             }
         }
 

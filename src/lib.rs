@@ -8,6 +8,7 @@ pub mod digest;
 pub mod error;
 pub mod filesystem;
 pub mod id;
+pub mod trace;
 
 // The bridge between asynchronous code and calls that block.
 pub mod blocking;
@@ -22,10 +23,14 @@ pub mod pool;
 pub mod engine;
 pub mod node;
 
+// Other processes of the cluster.
+pub mod peers;
+
 // The edge: the wire protocol, generated, and what speaks it.
 pub mod csi;
 pub mod kubelet;
 pub mod proto;
+pub mod router;
 
 // Assembly.
 pub mod app;

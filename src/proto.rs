@@ -29,3 +29,7 @@ pub mod registration {
 /// Key of the metadata beside a CreateVolume request that says what to make the volume of, where a person asks for it. No
 /// parameter, since those come from the users of an orchestrator, who must not be able to name devices of a host.
 pub const IMPORT: &str = "lagan-import-bin";
+
+/// Key of the metadata beside a CreateVolume request that asks for the volume only if it exists: NOT_FOUND otherwise, and
+/// nothing is made. A router asks so first, since no call of CSI looks up a name.
+pub const ONLY_IF_EXISTS: &str = "lagan-only-if-exists";

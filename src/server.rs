@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
@@ -9,16 +10,17 @@ use std::{
 };
 
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{service::Routes, transport::Server};
 
 use crate::{
     engine::work::Work,
     error::{Doing, Error, ErrorKind, Result},
+    peers::{self, Credentials, PeerStream},
     telemetry::{Metrics, RpcLayer},
 };
 
@@ -26,6 +28,11 @@ use crate::{
 const SOCKET_PATH_LIMIT: usize = 107;
 /// Calls of one connection that are worked on at a time; more wait.
 const CALLS_PER_CONNECTION: usize = 512;
+
+/// A connection of another host from which nothing comes for so long is asked whether it lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
+/// After so long a connection of another host is made anew: its certificate may no longer be good.
+const CONNECTION_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// How long the last answers may take once all work is done.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -155,23 +162,60 @@ pub async fn listen(endpoint: &Endpoint) -> Result<Listener> {
     Ok(Listener { listener, file: SocketFile { endpoint: endpoint.clone(), inode } })
 }
 
+/// Other processes of the cluster: how they come, and what they reach.
+pub struct Peers {
+    incoming: ReceiverStream<io::Result<PeerStream>>,
+    routes: Routes,
+}
+
+impl Peers {
+    /// Begins to listen for them.
+    ///
+    /// # Errors
+    /// Those of bind(2).
+    pub async fn listen(address: SocketAddr, credentials: Credentials, routes: Routes) -> Result<Self> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.doing(|| format!("listen for other hosts on {address}"))?;
+        Ok(Self { incoming: peers::incoming(listener, credentials), routes })
+    }
+}
+
 /// Serves until SIGTERM or SIGINT, then takes no new calls and finishes those that run, detached work included.
 /// A second signal leaves at once: what runs then is finished or undone at the next start.
 ///
 /// # Errors
 /// Those of the transport.
-pub async fn serve(listener: Listener, routes: Routes, work: &Work, metrics: &Metrics) -> Result<()> {
+pub async fn serve(
+    listener: Listener,
+    routes: Routes,
+    peers: Option<Peers>,
+    work: &Work,
+    metrics: &Metrics,
+) -> Result<()> {
     let (incoming, file) = listener.incoming();
     let (stop, stopped) = watch::channel(false);
-    let mut until_stopped = stopped.clone();
-    let server = Server::builder()
-        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
-        .layer(RpcLayer::new(metrics.clone()))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, async move {
-            // The sender lives as long as this function.
-            until_stopped.wait_for(|stop| *stop).await.map(drop).unwrap_or_default();
-        });
+    let until_stopped = || {
+        let mut stopped = stopped.clone();
+        // The sender lives as long as this function.
+        async move { stopped.wait_for(|stop| *stop).await.map(drop).unwrap_or_default() }
+    };
+    let builder = || {
+        Server::builder()
+            .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+            .layer(RpcLayer::new(metrics.clone()))
+    };
+    let local = builder().add_routes(routes).serve_with_incoming_shutdown(incoming, until_stopped());
+    let remote = async {
+        let Some(Peers { incoming, routes }) = peers else { return Ok(()) };
+        builder()
+            .http2_keepalive_interval(Some(SIGN_OF_LIFE))
+            .max_connection_age(CONNECTION_AGE)
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, until_stopped())
+            .await
+    };
+    // Long, and begun once.
+    let server = Box::pin(async { tokio::try_join!(local, remote).map(drop) });
     let mut signals = Signals::new().doing(|| "listen for signals")?;
     tokio::pin!(server);
     let ended = tokio::select! {

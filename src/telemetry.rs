@@ -33,6 +33,7 @@ use crate::{
     engine::{Engine, work::Work},
     error::{Doing, Result},
     sys::cmd::Commands,
+    trace::{TRACEPARENT, Trace},
 };
 
 /// How log lines look.
@@ -130,9 +131,11 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let rpc = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        let span = span_of(&rpc, self.metrics.next.fetch_add(1, Ordering::Relaxed));
+        let trace = Trace::of(request.headers().get(TRACEPARENT).and_then(|header| header.to_str().ok()));
+        let span = span_of(&rpc, self.metrics.next.fetch_add(1, Ordering::Relaxed), trace);
+        request.extensions_mut().insert(trace);
         let (metrics, begun) = (self.metrics.clone(), Instant::now());
         let answer = span.in_scope(|| self.inner.call(request));
         Box::pin(
@@ -168,13 +171,14 @@ fn with_message<R>(mut answer: Response<R>) -> Response<R> {
 }
 
 /// The span of one call. What asks every few seconds is only seen by those who look for it.
-fn span_of(rpc: &str, request: u64) -> Span {
+fn span_of(rpc: &str, request: u64, trace: Trace) -> Span {
     macro_rules! span {
         ($level:ident) => {
             tracing::$level!(
                 "rpc",
                 rpc,
                 request,
+                %trace,
                 volume = Empty,
                 snapshot = Empty,
                 group = Empty,
@@ -194,6 +198,9 @@ fn span_of(rpc: &str, request: u64) -> Span {
     }
 }
 
+/// Registers further figures, each time that they are asked for.
+pub type Figures = Arc<dyn Fn(&mut Registry) + Send + Sync>;
+
 /// What health and metrics are read from.
 #[derive(Clone)]
 pub struct Sources {
@@ -205,6 +212,8 @@ pub struct Sources {
     pub engine: Option<Engine>,
     /// Programs started.
     pub commands: Arc<Commands>,
+    /// What others add: figures of the cluster.
+    pub more: Option<Figures>,
 }
 
 /// Begins to answer HTTP at `address`: `/healthz` and `/readyz` with 200, `/metrics` with Prometheus' text format.
@@ -283,6 +292,9 @@ impl Sources {
         self.register_operations(&mut registry);
         if let Some(engine) = &self.engine {
             register_engine(engine, &mut registry).await;
+        }
+        if let Some(more) = &self.more {
+            more(&mut registry);
         }
         let mut text = String::new();
         encode(&mut text, &registry)?;

@@ -16,12 +16,15 @@ use tower::service_fn;
 
 use crate::{
     config::Config,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, innermost},
     proto::{
         controller_client::ControllerClient, group_controller_client::GroupControllerClient,
         identity_client::IdentityClient, node_client::NodeClient,
     },
 };
+
+/// Most bytes of metrics that are read: some for each of thousands of hosts.
+const FIGURES_LIMIT: u64 = 16 << 20;
 
 /// A connection to the daemon.
 #[derive(Clone)]
@@ -66,11 +69,6 @@ impl Daemon {
     pub(super) fn node(&self) -> NodeClient<Channel> {
         NodeClient::new(self.channel.clone())
     }
-}
-
-/// What the layers of the transport are about: each of them repeats it.
-fn innermost(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
 }
 
 /// An answer that is an error, as one of ours.
@@ -132,10 +130,7 @@ pub(super) async fn with_progress<T>(config: &Config, subject: &str, call: impl 
 
 /// What the metrics say of an operation: bytes done, and in all.
 async fn progress(config: &Config, subject: &str) -> Option<(u64, u64)> {
-    let mut stream = TcpStream::connect(config.http?).await.ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n").await.ok()?;
-    let mut text = String::new();
-    stream.take(1 << 20).read_to_string(&mut text).await.ok()?;
+    let text = figures(config).await.ok()?;
     let value = |metric: &str| {
         let subject = format!("subject=\"{}\"", subject.replace('\\', "\\\\").replace('"', "\\\""));
         let mut lines = text.lines().filter(|line| line.starts_with(metric) && line.contains(&subject));
@@ -143,6 +138,28 @@ async fn progress(config: &Config, subject: &str) -> Option<(u64, u64)> {
     };
     let total = value("lagan_operation_bytes_total").filter(|total| *total > 0)?;
     Some((value("lagan_operation_bytes_done")?, total))
+}
+
+/// The metrics of the daemon.
+///
+/// # Errors
+/// `Unavailable` where it serves none, or none answers.
+pub(super) async fn figures(config: &Config) -> Result<String> {
+    let Some(address) = config.http else {
+        return Err(Error::new(ErrorKind::Unavailable, "the daemon serves no metrics (`http` is off)"));
+    };
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nConnection: close\r\n\r\n").await?;
+        let mut text = String::new();
+        stream.take(FIGURES_LIMIT).read_to_string(&mut text).await?;
+        Ok(text)
+    };
+    let failed = |error: std::io::Error| {
+        let what = format!("no daemon answers on http://{address}: is `lagan serve` running?");
+        Error::new(ErrorKind::Unavailable, what).because(error)
+    };
+    ask.await.map_err(failed)
 }
 
 #[cfg(test)]

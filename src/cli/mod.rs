@@ -11,9 +11,11 @@ use crate::{
 };
 
 mod backup;
+mod certs;
 mod client;
 mod demo;
 mod doctor;
+mod host;
 mod import;
 mod out;
 mod pool;
@@ -77,6 +79,11 @@ enum Command {
     /// Snapshots.
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Hosts of a cluster.
+    #[command(subcommand)]
+    Host(host::HostCommand),
+    /// Make the certificates by which the hosts and routers of a cluster know one another.
+    Certs(certs::CertsArgs),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -123,6 +130,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Pool(command) => pool::run(common, command),
         Command::Volume(command) => volume::run(common, command),
         Command::Snapshot(command) => snapshot::run(common, command),
+        Command::Host(command) => host::run(common, command),
+        Command::Certs(args) => certs::run(common, &args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lagan", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::{Common, block_on};
 use crate::{
-    app::App,
+    app::{App, serve_router},
     config::Mode,
     error::{Doing, Result},
     sys::minder::Minder,
@@ -36,6 +36,10 @@ pub(super) fn run(common: &Common, args: &ServeArgs) -> Result<ExitCode> {
         None
     };
     log_to_stderr(args.log_level, args.log_format);
+    if args.mode == Mode::Router {
+        block_on(async { serve_router(&config).await })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     block_on(async { App::new(config, args.mode, minder)?.serve().await })?;
     Ok(ExitCode::SUCCESS)
 }

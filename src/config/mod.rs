@@ -16,7 +16,10 @@ use crate::{
     sys::host,
 };
 
+mod cluster;
 mod reader;
+
+pub use cluster::Cluster;
 
 use reader::Reader;
 
@@ -29,6 +32,8 @@ pub enum Mode {
     Controller,
     /// Only the node.
     Node,
+    /// A controller without pools, which passes calls on to the hosts that have them.
+    Router,
 }
 
 impl Mode {
@@ -36,6 +41,12 @@ impl Mode {
     #[must_use]
     pub const fn controller(self) -> bool {
         matches!(self, Self::All | Self::Controller)
+    }
+
+    /// The pools of this host are used.
+    #[must_use]
+    pub const fn pools(self) -> bool {
+        !matches!(self, Self::Router)
     }
 
     /// The node is among them.
@@ -70,6 +81,8 @@ pub struct Config {
     pub allow_suid: bool,
     /// Pools that are lost for good: what was in them counts as gone.
     pub forgotten_pools: Vec<PoolId>,
+    /// The other hosts; `None` where this one is alone.
+    pub cluster: Option<Cluster>,
     /// Which machine we are.
     pub machine_id: String,
     /// The pools.
@@ -233,8 +246,11 @@ fn read(reader: &mut Reader, mode: Mode, overrides: &Overrides) -> Option<Config
     let forgotten_pools = reader.list("forgotten_pools").unwrap_or_default();
     let forgotten_pools =
         forgotten_pools.iter().filter_map(|id| reader.parsed("forgotten_pools", id)).collect();
+    let cluster = cluster::read(reader, mode);
     let machine_id = match reader.optional("machine_id") {
         Some(id) => id,
+        // It has no pool to tell it to.
+        None if !mode.pools() => String::new(),
         None => host::machine_id().unwrap_or_else(|error| {
             let what = format!(
                 "{} cannot be read ({error}): mount the host's file there, or set machine_id",
@@ -244,7 +260,7 @@ fn read(reader: &mut Reader, mode: Mode, overrides: &Overrides) -> Option<Config
             String::new()
         }),
     };
-    let pools = read_pools(reader);
+    let pools = if mode.pools() { read_pools(reader) } else { no_pools(reader) };
     let default_pool = pools.is_none();
     let pools = pools.unwrap_or_else(|| vec![default_pool_in(&state_dir)].into_iter().flatten().collect());
     Some(Config {
@@ -259,10 +275,19 @@ fn read(reader: &mut Reader, mode: Mode, overrides: &Overrides) -> Option<Config
         max_operations,
         allow_suid,
         forgotten_pools,
+        cluster,
         machine_id,
         pools,
         default_pool,
     })
+}
+
+/// A router has none.
+fn no_pools(reader: &mut Reader) -> Option<Vec<PoolConfig>> {
+    if reader.table.remove("pool").is_some() {
+        reader.problem("pool", "a router owns no storage: give it to a host");
+    }
+    Some(Vec::new())
 }
 
 /// The pools of the file; `None` where it names none.

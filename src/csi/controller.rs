@@ -65,6 +65,7 @@ impl Controller for ControllerService {
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
         let import = import::read(request.metadata()).map_err(status)?;
+        let only_if_exists = request.metadata().contains_key(proto::ONLY_IF_EXISTS);
         let request = request.into_inner();
         let mut call = Call::new("CreateVolume", &request);
         let mut wanted = requests::create_volume(&request, &self.edge.topology).map_err(status)?;
@@ -77,9 +78,19 @@ impl Controller for ControllerService {
             Source::Snapshot(id) => (Key::Snapshot(id), Mode::Shared),
             Source::Volume(id) => (Key::Volume(id), Mode::Shared),
         }));
-        let (engine, subject) = (self.engine.clone(), wanted.name.clone());
-        let work = |progress| async move { engine.create_volume(&wanted, &progress).await };
-        let volume = self.edge.run(call.on(subject, locks), work).await?;
+        let (engine, task) = (self.engine.clone(), call.on(&wanted.name, locks));
+        let volume = if only_if_exists {
+            let joined = self.edge.work.join(&task).await;
+            match joined {
+                Some(answer) => answer,
+                None => engine.find_same_volume(&wanted).await,
+            }
+            .map_err(status)?
+        } else {
+            self.edge
+                .run(task, |progress| async move { engine.create_volume(&wanted, &progress).await })
+                .await?
+        };
         note("volume", &volume.id);
         let volume = Some(answers::volume(&volume, &self.edge.topology));
         Ok(Response::new(CreateVolumeResponse { volume }))

@@ -198,7 +198,7 @@ fn check_mount_form(mount: &proto::volume_capability::MountVolume) -> Result<()>
 
 /// Where a page begins and how long it may be. The token is the last id of the page before, so it survives the
 /// deletion of anything, itself included.
-pub(super) fn page<Id: std::str::FromStr>(max_entries: i32, token: &str) -> Result<(Option<Id>, usize)> {
+pub(crate) fn page<Id: std::str::FromStr>(max_entries: i32, token: &str) -> Result<(Option<Id>, usize)> {
     let limit = match max_entries {
         0 => usize::MAX - 1,
         count => usize::try_from(count).map_err(|_negative| invalid("max_entries is negative"))?,

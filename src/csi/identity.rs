@@ -1,10 +1,10 @@
 //! Who the driver is. The same answers in every mode.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tonic::{Request, Response, Status, async_trait};
 
-use super::status::status;
+use super::{manifest::PeerFacts, status::status};
 use crate::{
     error::{Error, ErrorKind},
     pool::set::Pools,
@@ -19,6 +19,8 @@ use crate::{
 pub(super) struct IdentityService {
     pub(super) driver_name: String,
     pub(super) pools: Arc<Pools>,
+    /// What other processes of the cluster are told besides; orchestrators are not.
+    pub(super) peers: Option<PeerFacts>,
 }
 
 #[async_trait]
@@ -27,10 +29,14 @@ impl Identity for IdentityService {
         &self,
         _request: Request<GetPluginInfoRequest>,
     ) -> Result<Response<GetPluginInfoResponse>, Status> {
+        let mut manifest = BTreeMap::from([("license".to_owned(), env!("CARGO_PKG_LICENSE").to_owned())]);
+        if let Some(peers) = &self.peers {
+            manifest.extend(peers.manifest().to_map());
+        }
         Ok(Response::new(GetPluginInfoResponse {
             name: self.driver_name.clone(),
             vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
-            manifest: [("license".to_owned(), env!("CARGO_PKG_LICENSE").to_owned())].into(),
+            manifest,
         }))
     }
 

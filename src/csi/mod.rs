@@ -18,22 +18,28 @@ use crate::{
     node::Node,
     pool::{Progress, set::Pools},
     proto::{
-        controller_server::ControllerServer, group_controller_server::GroupControllerServer,
-        identity_server::IdentityServer, node_server::NodeServer,
+        controller_server::{Controller, ControllerServer},
+        group_controller_server::{GroupController, GroupControllerServer},
+        identity_server::IdentityServer,
+        node_server::NodeServer,
     },
 };
 
 mod answers;
 mod controller;
-mod fields;
+pub(crate) mod fields;
+mod gate;
 mod group;
 mod identity;
 mod import;
+mod manifest;
 mod node;
-mod requests;
+pub(crate) mod requests;
 pub mod status;
 mod topology;
 
+pub use gate::Gate;
+pub use manifest::{Holdings, Manifest, PeerFacts};
 pub use topology::Topology;
 
 use controller::ControllerService;
@@ -59,22 +65,65 @@ pub struct Services {
     pub node: Option<Node>,
 }
 
-/// The services of the roles that are served. Calls of any other service are UNIMPLEMENTED.
+/// Whoever does the controller's work: we ourselves, another host, or a router that knows whose it is. All of them are
+/// asked the same calls of CSI.
+#[derive(Clone)]
+pub struct Member {
+    /// Its Controller service.
+    pub controller: Arc<dyn Controller>,
+    /// Its GroupController service.
+    pub groups: Arc<dyn GroupController>,
+}
+
+impl Member {
+    /// One that is at hand.
+    #[must_use]
+    pub fn new((controller, groups): (impl Controller, impl GroupController)) -> Self {
+        Self { controller: Arc::new(controller), groups: Arc::new(groups) }
+    }
+}
+
+impl Services {
+    /// The Controller and GroupController services over our own pools.
+    #[must_use]
+    pub fn own(&self) -> Option<(impl Controller + use<>, impl GroupController + use<>)> {
+        let engine = self.engine.clone()?;
+        let controller = ControllerService { engine: engine.clone(), edge: self.edge() };
+        Some((controller, GroupService { engine, edge: self.edge() }))
+    }
+
+    fn edge(&self) -> Edge {
+        Edge { work: self.work.clone(), topology: self.topology.clone() }
+    }
+
+    fn identity(&self, peers: Option<PeerFacts>) -> Routes {
+        let (driver_name, pools) = (self.driver_name.clone(), Arc::clone(&self.pools));
+        Routes::new(IdentityServer::new(IdentityService { driver_name, pools, peers }))
+    }
+}
+
+/// The services that an orchestrator on this host reaches: those of the roles that are served, with these two for the
+/// controller's. Calls of any other service are UNIMPLEMENTED.
 #[must_use]
-pub fn routes(services: &Services) -> Routes {
-    let (driver_name, pools) = (services.driver_name.clone(), Arc::clone(&services.pools));
-    let mut routes = Routes::new(IdentityServer::new(IdentityService { driver_name, pools }));
-    let edge = Edge { work: services.work.clone(), topology: services.topology.clone() };
-    if let Some(engine) = services.engine.clone() {
-        let (groups, its) = (engine.clone(), edge.clone());
-        routes = routes
-            .add_service(ControllerServer::new(ControllerService { engine, edge: edge.clone() }))
-            .add_service(GroupControllerServer::new(GroupService { engine: groups, edge: its }));
+pub fn routes(services: &Services, controller: Option<(impl Controller, impl GroupController)>) -> Routes {
+    let routes = with_controller(services.identity(None), controller);
+    match services.node.clone() {
+        Some(node) => routes.add_service(NodeServer::new(NodeService { node, edge: services.edge() })),
+        None => routes,
     }
-    if let Some(node) = services.node.clone() {
-        routes = routes.add_service(NodeServer::new(NodeService { node, edge }));
-    }
-    routes
+}
+
+/// The services that other processes of the cluster reach, each as far as the gate lets it: what this one does itself. So a
+/// call that was passed on is not passed on again.
+#[must_use]
+pub fn routes_for_peers(services: &Services, facts: PeerFacts, gate: Gate) -> Routes {
+    let routes = with_controller(services.identity(Some(facts)), services.own());
+    Routes::from(routes.prepare().into_axum_router().layer(gate))
+}
+
+fn with_controller(routes: Routes, services: Option<(impl Controller, impl GroupController)>) -> Routes {
+    let Some((controller, groups)) = services else { return routes };
+    routes.add_service(ControllerServer::new(controller)).add_service(GroupControllerServer::new(groups))
 }
 
 /// What the controller and the node service share.

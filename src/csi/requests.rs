@@ -94,7 +94,7 @@ fn check_capabilities(capabilities: &[Capability], meant: &[Filesystem]) -> Resu
 }
 
 /// A CreateVolume request.
-pub(super) fn create_volume(request: &proto::CreateVolumeRequest, here: &Topology) -> Result<NewVolume> {
+pub(crate) fn create_volume(request: &proto::CreateVolumeRequest, here: &Topology) -> Result<NewVolume> {
     let name = fields::name(&request.name)?.to_owned();
     let (required, limit) = fields::capacity_range(request.capacity_range.as_ref())?;
     let parameters = parameters(&request.parameters)?;

@@ -1,8 +1,10 @@
 //! The one table from what went wrong to what gRPC says. Nothing else makes a status.
 
-use tonic::{Code, Status};
+use std::error::Error as StdError;
 
-use crate::error::{Chain, Error, ErrorKind};
+use tonic::{Code, Status, TimeoutExpired};
+
+use crate::error::{Chain, Error, ErrorKind, innermost};
 
 /// The code for a kind of error. The right column of what each code makes an orchestrator do is in ARCHITECTURE.md.
 #[must_use]
@@ -26,7 +28,7 @@ pub const fn code(kind: ErrorKind) -> Code {
 /// Logs an error, here where it is handled, and turns it into the answer: a message that is never empty, and never
 /// any details.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
-pub(super) fn status(error: Error) -> Status {
+pub(crate) fn status(error: Error) -> Status {
     let message = Chain(&error).to_string();
     let code = code(error.kind());
     match error.kind() {
@@ -36,6 +38,25 @@ pub(super) fn status(error: Error) -> Status {
     }
     #[expect(clippy::disallowed_methods, reason = "this is the one place that makes statuses")]
     Status::new(code, message)
+}
+
+/// The answer of another host as our own: what it said, or that it could not say it. Whether a call was carried out is not
+/// known where its answer was lost.
+pub(crate) fn passed_on(host: &dyn std::fmt::Display, said: &Status) -> Status {
+    let Some(kind) = kind(said.code()).filter(|_| said.source().is_none()) else {
+        let late = said.source().is_some_and(|cause| cause.is::<TimeoutExpired>());
+        let kind =
+            if late || said.source().is_none() { ErrorKind::Unsettled } else { ErrorKind::Unavailable };
+        return status(Error::new(kind, format!("host {host} has not answered: {}", innermost(said))));
+    };
+    // It was logged where it was handled.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that makes statuses")]
+    Status::new(code(kind), said.message())
+}
+
+/// The kind that a code stands for; `None` for one that none of ours gives.
+fn kind(said: Code) -> Option<ErrorKind> {
+    ErrorKind::ALL.into_iter().find(|kind| code(*kind) == said)
 }
 
 #[cfg(test)]

@@ -21,6 +21,12 @@ impl Topology {
         Self { key: format!("{driver_name}/host"), value: value_of(node) }
     }
 
+    /// The key of a driver's name, and no host.
+    #[must_use]
+    pub fn anywhere(driver_name: &str) -> Self {
+        Self { key: format!("{driver_name}/host"), value: String::new() }
+    }
+
     /// As volumes, snapshots and the node report it.
     #[must_use]
     pub fn accessible(&self) -> proto::Topology {
@@ -28,7 +34,7 @@ impl Topology {
     }
 
     /// Whether one of the places is this host, or says nothing of hosts.
-    fn includes(&self, place: &proto::Topology) -> bool {
+    pub(crate) fn includes(&self, place: &proto::Topology) -> bool {
         // Keys are compared without regard to case (specification, Topology).
         let mut segments = place.segments.iter();
         segments
@@ -37,14 +43,14 @@ impl Topology {
     }
 
     /// Whether a requirement can be met here.
-    pub(super) fn meets(&self, requirement: Option<&proto::TopologyRequirement>) -> bool {
+    pub(crate) fn meets(&self, requirement: Option<&proto::TopologyRequirement>) -> bool {
         requirement.is_none_or(|requirement| {
             requirement.requisite.is_empty() || requirement.requisite.iter().any(|place| self.includes(place))
         })
     }
 
     /// Whether a place that is asked about is this host.
-    pub(super) fn is_at(&self, place: Option<&proto::Topology>) -> bool {
+    pub(crate) fn is_at(&self, place: Option<&proto::Topology>) -> bool {
         place.is_none_or(|place| self.includes(place))
     }
 }

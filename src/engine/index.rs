@@ -167,6 +167,12 @@ impl Index {
         *sum = sum.minus(amount);
     }
 
+    /// Volumes and snapshots of one pool, and the space promised to them.
+    pub(super) fn counts_of(&self, pool: PoolId) -> (usize, usize, Bytes) {
+        let volumes = self.volumes.range(VolumeId::all_of(pool)).count();
+        (volumes, self.snapshots.range(SnapshotId::all_of(pool)).count(), self.committed(pool))
+    }
+
     /// Volumes, volumes that are granted to a node, and snapshots.
     pub(super) fn counts(&self) -> (usize, usize, usize) {
         (self.volumes.len(), self.granted, self.snapshots.len())

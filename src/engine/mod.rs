@@ -135,6 +135,13 @@ impl Engine {
         Counts { volumes, granted, snapshots }
     }
 
+    /// Volumes and snapshots in a pool, and the space promised to them; `None` where it has not been read.
+    #[must_use]
+    pub fn counts_of(&self, pool: PoolId) -> Option<(usize, usize, Bytes)> {
+        let index = self.index();
+        index.knows(pool).then(|| index.counts_of(pool))
+    }
+
     /// Every configured pool and its room, `None` where it cannot be used.
     pub async fn pool_states(&self) -> Vec<PoolState> {
         let mut states = Vec::new();

@@ -65,12 +65,7 @@ impl Engine {
     /// where it is of the wrong kind; `OutOfRange`, `NoSpace`, `Unavailable`.
     pub async fn create_volume(&self, wanted: &NewVolume, progress: &Arc<Progress>) -> Result<Arc<Volume>> {
         if let Some(existing) = self.existing(wanted).await? {
-            if wanted.reachable {
-                return Ok(existing);
-            }
-            let what =
-                format!("volume {:?} exists ({}) where it was not asked for", existing.name, existing.id);
-            return Err(Error::new(ErrorKind::Mismatch, what));
+            return Ok(existing);
         }
         if !wanted.reachable {
             let what = "the topology that is asked for does not include this host";
@@ -111,10 +106,24 @@ impl Engine {
         Ok(Arc::new(volume))
     }
 
+    /// The volume that the same request made before; none is made now.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none of this name, otherwise those of [`Engine::create_volume`].
+    pub async fn find_same_volume(&self, wanted: &NewVolume) -> Result<Arc<Volume>> {
+        let none = || Error::new(ErrorKind::NotFound, format!("there is no volume {:?} here", wanted.name));
+        self.existing(wanted).await?.ok_or_else(none)
+    }
+
     /// The volume of this name, if there is one and it is what is asked for.
     async fn existing(&self, wanted: &NewVolume) -> Result<Option<Arc<Volume>>> {
         let existing = self.look_up(|index| index.volume_named(&wanted.name)).await;
         match &existing {
+            Some(existing) if !wanted.reachable => {
+                let what =
+                    format!("volume {:?} exists ({}) where it was not asked for", existing.name, existing.id);
+                return Err(Error::new(ErrorKind::Mismatch, what));
+            }
             Some(existing) => plan::matches(existing, wanted)?,
             None => self.expect_unknown_in(self.home_of(wanted).await?).await?,
         }

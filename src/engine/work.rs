@@ -104,17 +104,30 @@ impl Work {
         T: Clone + Send + Sync + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let mut answer = self.start_or_join(task, work)?;
-        let settled = answer.wait_for(Option::is_some).await;
-        let settled = settled
-            .map_err(|panicked| Error::new(ErrorKind::Broken, "the work panicked").because(panicked))?;
-        match &*settled {
-            Some(Ok(value)) => value
-                .downcast_ref()
-                .cloned()
-                .ok_or_else(|| Error::new(ErrorKind::Broken, "two different calls have one fingerprint")),
-            Some(Err(error)) => Err(error.clone()),
-            None => Err(Error::new(ErrorKind::Broken, "the work has no answer")),
+        settled(self.start_or_join(task, work)?).await
+    }
+
+    /// The answer of the same task where it runs now, or `Busy` where another one holds what it needs; `None` where nothing is
+    /// in its way. Nothing is begun.
+    pub async fn join<T>(&self, task: &Task) -> Option<Result<T>>
+    where
+        T: Clone + Send + Sync + 'static,
+    {
+        let running = {
+            let state = self.inner.state();
+            match state.running.get(&task.fingerprint) {
+                Some(entry) => Ok(entry.answer.clone()),
+                None => self
+                    .inner
+                    .locks
+                    .try_acquire(&task.locks)
+                    .map(drop)
+                    .map_or_else(|key| Err(Some(state.explain(&key))), |()| Err(None)),
+            }
+        };
+        match running {
+            Ok(answer) => Some(settled(answer).await),
+            Err(busy) => busy.map(Err),
         }
     }
 
@@ -184,6 +197,21 @@ impl Work {
             }
             idle.await;
         }
+    }
+}
+
+/// What a task has come to, once it has.
+async fn settled<T: Clone + Send + Sync + 'static>(mut answer: watch::Receiver<Answer>) -> Result<T> {
+    let settled = answer.wait_for(Option::is_some).await;
+    let settled =
+        settled.map_err(|panicked| Error::new(ErrorKind::Broken, "the work panicked").because(panicked))?;
+    match &*settled {
+        Some(Ok(value)) => value
+            .downcast_ref()
+            .cloned()
+            .ok_or_else(|| Error::new(ErrorKind::Broken, "two different calls have one fingerprint")),
+        Some(Err(error)) => Err(error.clone()),
+        None => Err(Error::new(ErrorKind::Broken, "the work has no answer")),
     }
 }
 
@@ -262,6 +290,24 @@ mod tests {
         };
         let (second, ()) = tokio::join!(second, release);
         assert_eq!((first.await.unwrap().unwrap(), second.unwrap()), (7, 7), "one ran, both have its answer");
+        assert!(work.running().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_only_joins_begins_nothing() {
+        let work = Work::new(8);
+        let (release, wait) = oneshot::channel::<()>();
+        assert!(work.join::<i32>(&task("create", "a")).await.is_none());
+        let first = tokio::spawn({
+            let work = work.clone();
+            async move { work.run(task("create", "a"), |_| async { Ok(wait.await.map_or(0, |()| 7)) }).await }
+        });
+        tokio::task::yield_now().await;
+        let other = work.join::<i32>(&task("delete", "a")).await;
+        assert_eq!(other.unwrap().unwrap_err().kind(), ErrorKind::Busy);
+        let same = task("create", "a");
+        let (joined, ()) = tokio::join!(work.join::<i32>(&same), async { release.send(()).unwrap() });
+        assert_eq!((first.await.unwrap().unwrap(), joined.unwrap().unwrap()), (7, 7));
         assert!(work.running().is_empty());
     }
 

@@ -171,6 +171,14 @@ impl Pools {
         self.open(slot).await
     }
 
+    /// The pools whose identity is known, open or not, but for those that the operator has forgotten.
+    #[must_use]
+    pub fn known(&self) -> Vec<(PoolId, PoolName)> {
+        let id = |slot: &Slot| slot.current().map(|pool| pool.id()).or_else(|| slot.opener.expected());
+        let known = self.slots.iter().filter_map(|slot| Some((id(slot)?, slot.name.clone())));
+        known.filter(|(id, _)| !self.forgotten.contains(id)).collect()
+    }
+
     /// The names of all of them.
     pub fn names(&self) -> impl Iterator<Item = &PoolName> {
         self.slots.iter().map(|slot| &slot.name)

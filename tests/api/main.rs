@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod concurrency;
+#[path = "../support/fakes.rs"]
+mod fakes;
 mod groups;
 mod limits;
 mod nodes;

@@ -9,11 +9,11 @@ use lagan::{
     csi::{self, Services, Topology},
     engine::{self, Engine, work::Work},
     error::{Error, ErrorKind, Result},
-    id::{PoolId, VolumeId},
+    id::PoolId,
     node::{self, Node},
     pool::{
         Pool,
-        fake::{FakeDisk, FakePool},
+        fake::FakeDisk,
         set::{Opener, Pools},
     },
     proto::{
@@ -40,26 +40,11 @@ pub(crate) const FORGOTTEN: &str = "ffffffffffffffffffffffffffffffff";
 /// The pool named "missing", in a rig that has it.
 pub(crate) const LOST: &str = "00000000000000000000000000000001";
 
+use crate::fakes::{FakeOpener, LocalUses};
 pub(crate) use crate::requests::{
     NODE, block, check, create_with, delete, from_snapshot, from_volume, group_of, hide_at, mount_with,
     publish_with, show_at, snapshot_of, stage_at, ungroup, unpublish_from, unstage_at,
 };
-
-struct FakeOpener {
-    disk: FakeDisk,
-    kernel: FakeKernel,
-}
-
-#[async_trait]
-impl Opener for FakeOpener {
-    async fn open(&self) -> Result<Arc<dyn Pool>> {
-        Ok(Arc::new(FakePool::new(self.disk.clone(), self.kernel.clone())))
-    }
-
-    fn expected(&self) -> Option<PoolId> {
-        None
-    }
-}
 
 /// A pool whose disk is missing.
 struct Missing;
@@ -72,15 +57,6 @@ impl Opener for Missing {
 
     fn expected(&self) -> Option<PoolId> {
         Some(LOST.parse().unwrap())
-    }
-}
-
-struct LocalUses(Node);
-
-#[async_trait]
-impl engine::Uses for LocalUses {
-    async fn release(&self, id: VolumeId) -> Result<()> {
-        self.0.release(id).await
     }
 }
 
@@ -142,7 +118,7 @@ impl Rig {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("csi.sock");
         let incoming = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
-        let routes = csi::routes(&services);
+        let routes = csi::routes(&services, services.own());
         let server = tokio::spawn(async move {
             Server::builder().add_routes(routes).serve_with_incoming(incoming).await.unwrap();
         });

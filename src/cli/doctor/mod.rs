@@ -18,6 +18,7 @@ use crate::{
     sys::{cmd::Commands, file::Directory, host, mountinfo},
 };
 
+mod cluster;
 mod thin;
 
 #[derive(Debug, Args)]
@@ -25,6 +26,9 @@ pub(super) struct DoctorArgs {
     /// Match every object of ours in the kernel and on disk with the records; exit status 0 only if all agree.
     #[arg(long)]
     check: bool,
+    /// Look at every host of the cluster: reachable, certificates, clocks, versions, pools, names that are there twice.
+    #[arg(long, conflicts_with = "check")]
+    cluster: bool,
 }
 
 /// How a finding stands.
@@ -44,6 +48,12 @@ struct Finding {
 }
 
 pub(super) fn run(common: &Common, args: DoctorArgs) -> Result<ExitCode> {
+    if args.cluster {
+        // That of a router or of a host.
+        let config = common.load(Mode::Router).or_else(|_| common.load(Mode::All))?;
+        let findings = block_on(cluster::examine(&config))?;
+        return print(&findings, common.output);
+    }
     let config = common.load(Mode::All)?;
     if args.check {
         block_on(check(&config, common.output))
@@ -104,8 +114,12 @@ async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
     }
     examine_roots(config, &mut findings);
     findings.push(examine_daemon(config).await);
+    print(&findings, output)
+}
+
+fn print(findings: &[Finding], output: Output) -> Result<ExitCode> {
     let mut rows = out::Rows::new(&["verdict", "subject", "finding"]);
-    for finding in &findings {
+    for finding in findings {
         let verdict = match finding.verdict {
             Verdict::Well => "ok",
             Verdict::Warning => "warning",

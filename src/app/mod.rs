@@ -37,6 +37,11 @@ use crate::{
     telemetry::{self, Metrics, Sources},
 };
 
+mod cluster;
+
+use cluster::Cluster;
+pub use cluster::serve_router;
+
 /// The oldest kernel that does all that is needed: `MOUNT_ATTR_NOSYMFOLLOW` is the youngest part.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 14);
 /// File of hints in the state directory.
@@ -209,6 +214,14 @@ impl engine::Uses for LocalUses {
     }
 }
 
+/// Files and sockets of this process are its owner's, and its memory, through which secrets pass, is nobody's.
+fn keep_private() -> Result<()> {
+    process::umask(FileMode::RWXG | FileMode::RWXO);
+    let no_core = process::Rlimit { current: Some(0), maximum: Some(0) };
+    // Lowering a limit is always allowed.
+    process::setrlimit(process::Resource::Core, no_core).doing(|| "forbid core files")
+}
+
 /// What must hold before anything is opened; each refusal names its remedy.
 fn check_host(config: &Config) -> Result<()> {
     let refuse = |what: String| Err(Error::new(ErrorKind::Unavailable, what));
@@ -251,10 +264,7 @@ impl App {
     /// # Errors
     /// Where this host or its state directory does not do.
     pub fn new(config: Config, mode: Mode, minder: Option<Arc<Minder>>) -> Result<Self> {
-        process::umask(FileMode::RWXG | FileMode::RWXO);
-        let no_core = process::Rlimit { current: Some(0), maximum: Some(0) };
-        // Secrets pass through our memory. Lowering a limit is always allowed.
-        process::setrlimit(process::Resource::Core, no_core).doing(|| "forbid core files")?;
+        keep_private()?;
         check_host(&config)?;
         let commands = Arc::new(Commands::find());
         for tool in needed(&config).filter(|tool| commands.path(*tool).is_none()) {
@@ -264,6 +274,10 @@ impl App {
             Mode::All => Role::Both,
             Mode::Controller => Role::Controller,
             Mode::Node => Role::Node,
+            Mode::Router => {
+                let what = "a router has no pools: it is served by itself";
+                return Err(Error::new(ErrorKind::Broken, what));
+            }
         };
         let pools = Arc::new(open_lazily(&config, role, &commands, minder.as_ref())?);
         let kernel: Arc<dyn Kernel> = Arc::new(Linux::new(&config.target_roots, Arc::clone(&commands)));
@@ -294,31 +308,48 @@ impl App {
             topology: Topology::new(&self.config.driver_name, &self.config.node_id),
             work: self.work.clone(),
             pools: self.pools,
-            engine: engine.clone(),
+            engine,
             node: Some(self.node).filter(|_| self.mode.node()),
         };
-        let metrics = Metrics::default();
-        let listener = server::listen(&self.config.endpoint).await?;
-        if let Some(address) = self.config.http {
-            let (metrics, work, commands) = (metrics.clone(), self.work.clone(), Arc::clone(&self.commands));
-            telemetry::serve_http(address, Sources { metrics, work, engine, commands }).await?;
-        }
-        let registration = self.config.kubelet.filter(|_| self.mode.node()).map(|(directory, endpoint)| {
-            let driver_name = self.config.driver_name.clone();
-            tokio::spawn(Registration { directory, driver_name, endpoint }.keep())
-        });
-        tracing::info!(endpoint = %self.config.endpoint, mode = ?self.mode, node = %self.config.node_id, "ready");
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "the service manager was not told that we are ready");
-        }
-        let served = server::serve(listener, csi::routes(&services), &self.work, &metrics).await;
-        if let Some(registration) = registration {
-            registration.abort();
-            // Its socket is gone when it has ended.
-            registration.await.unwrap_or_default();
-        }
-        served
+        let cluster = Cluster::of_host(&self.config, &services).await?;
+        serve(&self.config, self.mode, services, cluster, self.commands).await
     }
+}
+
+/// Serves until asked to stop.
+async fn serve(
+    config: &Config,
+    mode: Mode,
+    services: Services,
+    mut cluster: Cluster,
+    commands: Arc<Commands>,
+) -> Result<()> {
+    let metrics = Metrics::default();
+    let listener = server::listen(&config.endpoint).await?;
+    if let Some(address) = config.http {
+        let (metrics, work, engine) = (metrics.clone(), services.work.clone(), services.engine.clone());
+        let sources = Sources { metrics, work, engine, commands, more: cluster.figures() };
+        telemetry::serve_http(address, sources).await?;
+    }
+    let registration = config.kubelet.clone().filter(|_| mode.node()).map(|(directory, endpoint)| {
+        let driver_name = config.driver_name.clone();
+        tokio::spawn(Registration { directory, driver_name, endpoint }.keep())
+    });
+    tracing::info!(endpoint = %config.endpoint, ?mode, node = %config.node_id, "ready");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "the service manager was not told that we are ready");
+    }
+    let routes = match cluster.router() {
+        Some(router) => csi::routes(&services, Some((router.clone(), router))),
+        None => csi::routes(&services, services.own()),
+    };
+    let served = server::serve(listener, routes, cluster.take_peers(), &services.work, &metrics).await;
+    if let Some(registration) = registration {
+        registration.abort();
+        // Its socket is gone when it has ended.
+        registration.await.unwrap_or_default();
+    }
+    served
 }
 
 fn node_settings(config: &Config) -> node::Settings {

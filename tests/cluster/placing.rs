@@ -1,0 +1,104 @@
+//! Where a new volume goes, and that a retry finds it.
+
+use std::collections::BTreeSet;
+
+use lagan::{
+    bytes::Bytes,
+    peers::Role,
+    proto::{DeleteVolumeRequest, GetCapacityRequest, ONLY_IF_EXISTS, controller_server::Controller},
+};
+use tonic::{Code, Request};
+
+use crate::{
+    requests::{check, create_with},
+    rig::{Authority, GIB, Host, Routed, Told, addresses, filesystem, host_of, new, new_on, two},
+};
+
+#[tokio::test]
+async fn the_same_name_is_the_same_volume_by_every_router() {
+    let (authority, hosts) = two().await;
+    let one = Routed::over(authority.of(Role::Router), &addresses(&hosts), Told::default()).await;
+    let other = Routed::over(authority.of(Role::Router), &addresses(&hosts), Told::default()).await;
+    let mut used = BTreeSet::new();
+    for number in 0..12 {
+        let name = format!("volume-{number}");
+        let (first, second) = tokio::join!(one.create(new(&name)), other.create(new(&name)));
+        let volume = first.unwrap();
+        // Both at once: one makes it, the other one joins.
+        assert_eq!(second.unwrap().volume_id, volume.volume_id);
+        assert_eq!(other.create(new(&name)).await.unwrap().volume_id, volume.volume_id);
+        let larger = create_with(&name, 2 * GIB, &filesystem());
+        check(one.router.create_volume(Request::new(larger)).await, Code::AlreadyExists);
+        used.insert(host_of(&volume));
+    }
+    assert_eq!(used.len(), 2, "names are spread over the hosts");
+    assert_eq!(one.router.doubled() + other.router.doubled(), 0);
+}
+
+#[tokio::test]
+async fn topology_and_the_default_decide() {
+    let (authority, hosts) = two().await;
+    let default_host = Some("n2".parse().unwrap());
+    let told = Told { default_host, ..Told::default() };
+    let routed = Routed::over(authority.of(Role::Router), &addresses(&hosts), told).await;
+    for number in 0..6 {
+        let volume = routed.create(new(&format!("default-{number}"))).await.unwrap();
+        assert_eq!(host_of(&volume), "n2");
+        // The first that is preferred, of those that would do.
+        for nodes in [["n1", "n2"], ["n2", "n1"]] {
+            let volume = routed.create(new_on(&format!("{}-{number}", nodes[0]), &nodes)).await.unwrap();
+            assert_eq!(host_of(&volume), nodes[0]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_host_is_passed_over() {
+    let authority = Authority::new();
+    let small = Host::start("n1", authority.of_host("n1"), Bytes::gib(2), &[]).await;
+    let large = Host::start("n2", authority.of_host("n2"), Bytes::gib(50), &[]).await;
+    let hosts = [small, large];
+    let routed = Routed::over(authority.of(Role::Router), &addresses(&hosts), Told::default()).await;
+    let size = 10 * GIB;
+    for number in 0..3 {
+        let mut request = new_on(&format!("big-{number}"), &["n1", "n2"]);
+        request.capacity_range = create_with("", size, &filesystem()).capacity_range;
+        let volume = routed.create(request.clone()).await.unwrap();
+        assert_eq!(host_of(&volume), "n2", "the preferred one has no room");
+        assert_eq!(routed.create(request).await.unwrap().volume_id, volume.volume_id);
+    }
+    let mut nowhere = new_on("nowhere", &["n1", "n2"]);
+    nowhere.capacity_range = create_with("", 100 * GIB, &filesystem()).capacity_range;
+    let said = routed.router.create_volume(Request::new(nowhere)).await.unwrap_err();
+    assert!(matches!(said.code(), Code::ResourceExhausted | Code::OutOfRange), "{said:?}");
+    let ask = |node: Option<&str>| {
+        let places =
+            node.map(|node| new_on("", &[node]).accessibility_requirements.unwrap().requisite.remove(0));
+        Request::new(GetCapacityRequest { accessible_topology: places, ..Default::default() })
+    };
+    let mut room = Vec::new();
+    for node in [None, Some("n1"), Some("n2"), Some("n9")] {
+        room.push(routed.router.get_capacity(ask(node)).await.unwrap().into_inner().available_capacity);
+    }
+    assert_eq!(room[0], room[1] + room[2], "{room:?}");
+    assert!(room[1] > 0 && room[2] > room[1] && room[3] == 0, "{room:?}");
+}
+
+#[tokio::test]
+async fn only_if_it_exists_makes_nothing() {
+    let (authority, hosts) = two().await;
+    let routed = Routed::over(authority.of(Role::Router), &addresses(&hosts[..1]), Told::default()).await;
+    let only = |name: &str| {
+        let mut request = Request::new(new(name));
+        request.metadata_mut().insert(ONLY_IF_EXISTS, "true".parse().unwrap());
+        request
+    };
+    check(routed.router.create_volume(only("a")).await, Code::NotFound);
+    check(routed.router.create_volume(only("a")).await, Code::NotFound);
+    let made = routed.create(new("a")).await.unwrap();
+    let found = routed.router.create_volume(only("a")).await.unwrap().into_inner().volume.unwrap();
+    assert_eq!(found.volume_id, made.volume_id);
+    let remove = DeleteVolumeRequest { volume_id: made.volume_id, ..Default::default() };
+    check(routed.router.delete_volume(Request::new(remove)).await, Code::Ok);
+    check(routed.router.create_volume(only("a")).await, Code::NotFound);
+}
