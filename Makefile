@@ -60,11 +60,11 @@ bench-vm: ## Measure a thin pool beside the commands of LVM, in the virtual mach
 	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-7200} tests/vm/run "$$(cargo bench --locked --no-run --bench thin --message-format json | \
 		sed -n 's/.*"executable":"\([^"]*thin-[^"]*\)".*/\1/p' | tail -1)"
 
-torture-vm: sanity-programs ## The same at every point: POINTS=all, or so many; COMMANDS=500 of LVM beside
+torture-vm: sanity-programs ## The same at every point: POINTS=all, or so many; COMMANDS=500 of LVM beside; in pieces: ONLY="thin kills::" OPERATIONS="clone grow"
 	@.ci/prepare build test vm $(VM_GUEST)
 	cargo build --release --locked
 	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
-		FSTYPES="$(or $(FSTYPES),ext4 xfs btrfs)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
+		ONLY="$(ONLY)" OPERATIONS="$(OPERATIONS)" FSTYPES="$(or $(FSTYPES),ext4 xfs btrfs)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)
 	@.ci/prepare build

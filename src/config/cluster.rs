@@ -152,6 +152,19 @@ mod tests {
     }
 
     #[test]
+    fn every_key_is_documented() {
+        let page = include_str!("../../docs/configuration.md");
+        let page = page.split("## Other hosts").nth(1).unwrap().split("## Per start").next().unwrap();
+        let documented: Vec<_> =
+            page.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
+        let all = "certificates = '/c'\nlisten = '0.0.0.0:9735'\ncallers = ['n2']\ndns = 'x:1'\ndefault_host = 'n2'\n\
+                   forgotten_hosts = ['n3']";
+        assert!(cluster(all, Mode::All).is_ok());
+        let known: Vec<_> = all.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+        assert_eq!(documented, known);
+    }
+
+    #[test]
     fn what_cannot_be() {
         for (text, mode, expected) in [
             ("certificates = '/c'", Mode::Router, "cluster.hosts: name them"),

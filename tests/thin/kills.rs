@@ -73,6 +73,16 @@ const ALL: [Operation; 8] = [
     Operation::Delete,
 ];
 
+/// Those that OPERATIONS names, or all: a run at every point takes hours, and may be made in pieces.
+fn chosen() -> Vec<Operation> {
+    let Ok(wanted) = std::env::var("OPERATIONS") else { return ALL.to_vec() };
+    let name = |operation: Operation| format!("{operation:?}").to_lowercase();
+    let find = |word: &str| ALL.into_iter().find(|operation| name(*operation) == word);
+    let named = |word: &str| find(word).unwrap_or_else(|| panic!("OPERATIONS: {word:?} is none of {ALL:?}"));
+    let chosen: Vec<_> = wanted.split_whitespace().map(named).collect();
+    if chosen.is_empty() { ALL.to_vec() } else { chosen }
+}
+
 /// What operations work on.
 struct Stage {
     /// Published, and written to all the time.
@@ -153,11 +163,16 @@ async fn remove(daemon: &mut Daemon, id: Option<String>) {
 }
 
 /// The calls before which an operation is killed: those that it makes, if points are asked for; otherwise the first kind.
-async fn changes(ground: &Ground, stage: &mut Stage, operation: Operation) -> Vec<&'static str> {
+async fn changes(
+    mut daemon: Daemon,
+    ground: &Ground,
+    stage: &mut Stage,
+    operation: Operation,
+) -> (Daemon, Vec<&'static str>) {
     if std::env::var_os("POINTS").is_none() {
-        return vec![CHANGES[0]];
+        return (daemon, vec![CHANGES[0]]);
     }
-    let (mut daemon, file) = (ground.start().await, text(&ground.root.join("trace")));
+    let file = text(&ground.root.join("trace"));
     stage.prepare(&mut daemon).await;
     let mut tracer = note(daemon.pid(), &CHANGES.join(","), &file);
     let made = attempt(&mut daemon, stage, operation).await.unwrap();
@@ -171,7 +186,7 @@ async fn changes(ground: &Ground, stage: &mut Stage, operation: Operation) -> Ve
     let made: Vec<_> = CHANGES.into_iter().filter(|call| count(call) > 0).collect();
     let counts: Vec<_> = made.iter().map(|call| format!("{} {call}", count(call))).collect();
     println!("{operation:?} makes {}", counts.join(", "));
-    made
+    (ground.start().await, made)
 }
 
 /// Which points are tried: all, or so many of each operation and kind of call.
@@ -183,9 +198,14 @@ pub(crate) fn is_tried(point: u32) -> bool {
     }
 }
 
-/// One operation, killed at one point; `false` where it was done before the point came.
-async fn trial(ground: &Ground, stage: &mut Stage, operation: Operation, calls: &str, point: u32) -> bool {
-    let mut daemon = ground.start().await;
+/// One operation, killed at one point; the driver that came after, and `false` where it was done before the point came.
+async fn trial(
+    mut daemon: Daemon,
+    ground: &Ground,
+    stage: &mut Stage,
+    operation: Operation,
+    (calls, point): (&str, u32),
+) -> (Daemon, bool) {
     stage.prepare(&mut daemon).await;
     let mut tracer = kill_at(daemon.pid(), calls, point);
     let answer = attempt(&mut daemon, stage, operation).await;
@@ -198,8 +218,7 @@ async fn trial(ground: &Ground, stage: &mut Stage, operation: Operation, calls: 
     let made = made.unwrap_or_else(|status| panic!("{operation:?} killed at {calls} {point}: {status:?}"));
     remove(&mut daemon, made).await;
     daemon.delete(&stage.victim).await;
-    daemon.kill();
-    !survived
+    (daemon, !survived)
 }
 
 #[tokio::test]
@@ -227,13 +246,15 @@ async fn killed_on(ground: &Ground) {
     let snapshot = daemon.snapshot(&source, "before").await.unwrap().snapshot_id;
     let (victim, staging) = (String::new(), ground.path("staging"));
     let mut stage = Stage { source, neighbour, snapshot, victim, staging, size: 64 * MIB };
-    daemon.kill();
     let writers = [Writer::on(&shown), Writer::on(&beside)];
-    for operation in ALL {
+    for operation in chosen() {
         let (mut killed, mut waited) = (0, [Duration::ZERO; 2]);
-        for call in changes(ground, &mut stage, operation).await {
+        let (next, calls) = changes(daemon, ground, &mut stage, operation).await;
+        daemon = next;
+        for call in calls {
             for point in (1..200).filter(|point| is_tried(*point)) {
-                let died = trial(ground, &mut stage, operation, call, point).await;
+                let (next, died) = trial(daemon, ground, &mut stage, operation, (call, point)).await;
+                daemon = next;
                 for (writer, waited) in writers.iter().zip(&mut waited) {
                     writer.resumes();
                     *waited = writer.longest().max(*waited);
@@ -253,7 +274,6 @@ async fn killed_on(ground: &Ground) {
         );
     }
     let written = writers.map(Writer::end);
-    let mut daemon = ground.start().await;
     for ((id, name), lines) in
         [(&stage.source, "source"), (&stage.neighbour, "neighbour")].iter().zip(written)
     {
