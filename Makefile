@@ -10,10 +10,10 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm bench bench-vm torture-vm audit clean
+.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm bench bench-router bench-vm torture-vm audit clean
 
 help: ## Say what there is
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build the one binary, target/release/lagan
 	@.ci/prepare build
@@ -54,6 +54,10 @@ test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine,
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
+
+bench-router: ## Measure what a router adds to a call
+	@.ci/prepare build
+	cargo bench --locked --bench router
 
 bench-vm: ## Measure a thin pool beside the commands of LVM, in the virtual machine, as root
 	@.ci/prepare build vm bench

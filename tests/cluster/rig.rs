@@ -26,7 +26,12 @@ use lagan::{
     router::{Router, Settings, Watching},
     sys::fake::FakeKernel,
 };
-use tokio::{net::TcpListener, runtime::Builder, sync::oneshot};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    runtime::Builder,
+    sync::oneshot,
+};
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Status, transport::Server};
 
 use crate::{
@@ -71,6 +76,9 @@ impl Authority {
 pub(crate) struct Host {
     pub(crate) node: NodeId,
     pub(crate) address: SocketAddr,
+    /// Where an orchestrator on the host itself would call.
+    pub(crate) socket: PathBuf,
+    directory: tempfile::TempDir,
     disk: FakeDisk,
     callers: BTreeSet<HostName>,
     /// A thread of its own, with which its connections end.
@@ -81,26 +89,20 @@ impl Host {
     pub(crate) async fn start(name: &str, credentials: Credentials, size: Bytes, callers: &[&str]) -> Self {
         let callers = callers.iter().map(|name| HostName::of(&name.parse().unwrap())).collect();
         let (node, address) = (name.parse().unwrap(), "127.0.0.1:0".parse().unwrap());
-        let mut host = Self { node, address, disk: FakeDisk::new(size), callers, running: None };
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, disk) = (directory.path().join("csi.sock"), FakeDisk::new(size));
+        let mut host = Self { node, address, socket, directory, disk, callers, running: None };
         host.restart(credentials).await;
         host
     }
 
     pub(crate) async fn restart(&mut self, credentials: Credentials) {
         self.stop();
-        let kernel = FakeKernel::new(&["/t"]);
-        let mut pools = Pools::new();
-        let opener = FakeOpener { disk: self.disk.clone(), kernel: kernel.clone() };
-        pools.add("p".parse().unwrap(), Box::new(opener));
-        let pools = Arc::new(pools);
-        let settings = node::Settings { id: self.node.clone(), allow_suid: false, max_volumes: 0 };
-        let node = Node::new(Arc::clone(&pools), Arc::new(kernel), settings);
-        let settings = engine::Settings { node: self.node.clone(), max_volumes: 0 };
-        let engine = Engine::new(Arc::clone(&pools), Arc::new(LocalUses(node.clone())), settings);
-        assert!(engine.start().await.unwrap().is_empty());
-        let services = services(Topology::new(DRIVER, &self.node), &pools, engine.clone(), Some(node));
-        let facts = PeerFacts::new(self.node.clone(), pools, Some(engine));
+        let (services, facts) = modelled(&self.node, &self.disk).await;
         let routes = csi::routes_for_peers(&services, facts, Gate::new(self.callers.clone()));
+        let local = csi::routes(&services, services.own());
+        self.socket = self.directory.path().join(format!("{}.sock", uuid::Uuid::new_v4().simple()));
+        let socket = self.socket.clone();
         let (told, hears) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let address = self.address;
@@ -110,8 +112,10 @@ impl Host {
                 let listener = listen(address).await;
                 told.send(listener.local_addr().unwrap()).unwrap();
                 let incoming = peers::incoming(listener, credentials);
+                let calls = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
                 tokio::select! {
                     ended = Server::builder().add_routes(routes).serve_with_incoming(incoming) => ended.unwrap(),
+                    ended = Server::builder().add_routes(local).serve_with_incoming(calls) => ended.unwrap(),
                     _ = stopped => {}
                 }
             });
@@ -133,6 +137,22 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A host over a modelled disk, and what it says of itself.
+pub(crate) async fn modelled(node: &NodeId, disk: &FakeDisk) -> (Services, PeerFacts) {
+    let kernel = FakeKernel::new(&["/t"]);
+    let mut pools = Pools::new();
+    let opener = FakeOpener { disk: disk.clone(), kernel: kernel.clone() };
+    pools.add("p".parse().unwrap(), Box::new(opener));
+    let pools = Arc::new(pools);
+    let settings = node::Settings { id: node.clone(), allow_suid: false, max_volumes: 0 };
+    let node_role = Node::new(Arc::clone(&pools), Arc::new(kernel), settings);
+    let settings = engine::Settings { node: node.clone(), max_volumes: 0 };
+    let engine = Engine::new(Arc::clone(&pools), Arc::new(LocalUses(node_role.clone())), settings);
+    assert!(engine.start().await.unwrap().is_empty());
+    let services = services(Topology::new(DRIVER, node), &pools, engine.clone(), Some(node_role));
+    (services, PeerFacts::new(node.clone(), pools, Some(engine)))
 }
 
 /// The port of a server that has just ended may be taken a moment longer.
