@@ -82,8 +82,13 @@ async fn look(host: &Host, request: CreateVolumeRequest, beside: &Request<()>) -
         Err(said) => match said.code() {
             Code::NotFound => Looked::HasNot,
             Code::ResourceExhausted => Looked::CannotHave(said),
-            Code::Unavailable | Code::DeadlineExceeded => Looked::Silent(said),
-            _ => Looked::Refuses(said),
+            Code::Aborted
+            | Code::AlreadyExists
+            | Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::FailedPrecondition => Looked::Refuses(said),
+            // It cannot say, or will not tell us.
+            _ => Looked::Silent(said),
         },
     }
 }

@@ -185,9 +185,10 @@ fn why_missing(what: &str, reach: &std::result::Result<(), String>) -> String {
 
 /// One host of what was observed at the addresses where it was met.
 fn host(node: &NodeId, seen: &[&Observation], settings: &Settings) -> Host {
-    let mut up: Vec<&&Observation> = seen.iter().filter(|one| one.reach.is_ok()).collect();
-    // Nobody calls himself from outside.
-    up.sort_by_key(|one| one.address != HERE);
+    // Whoever else may call itself so: this host does not stop serving its own volumes, nor calls itself from outside.
+    let here = seen.iter().copied().find(|one| one.address == HERE);
+    let seen = here.as_ref().map_or(seen, std::slice::from_ref);
+    let up: Vec<&&Observation> = seen.iter().filter(|one| one.reach.is_ok()).collect();
     let instances: BTreeSet<_> =
         up.iter().filter_map(|one| one.said.as_ref()).map(|(manifest, ..)| manifest.instance).collect();
     let last = seen.iter().max_by_key(|one| (one.reach.is_ok(), one.said.as_ref().map(|(_, _, when)| *when)));
@@ -281,6 +282,9 @@ mod tests {
             assert!(one.hosts()[0].is_up() && one.check_complete().is_ok());
             assert_eq!(one.owner(pool).unwrap().unwrap().node.as_str(), "n1");
         }
+        // This very host goes on, whoever takes its name.
+        let own = view(&[at("a:1", said("n1", 1, &[], 0), true), at(HERE, said("n1", 2, &[pool], 9), true)]);
+        assert!(own.hosts()[0].is_up() && own.hosts()[0].address == HERE);
     }
 
     #[tokio::test]

@@ -9,7 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::lookup_host, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    net::lookup_host,
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tonic::{Request, transport::Channel};
 
 use super::{
@@ -29,6 +34,8 @@ const PERIOD: Duration = Duration::from_secs(2);
 const PERIOD_DOWN: Duration = Duration::from_millis(500);
 /// How long it may take to say so.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How soon what was seen is shown.
+const SHOWN_WITHIN: Duration = Duration::from_millis(50);
 /// How often the name is looked up.
 const LOOK_UP: Duration = Duration::from_secs(3);
 
@@ -51,6 +58,8 @@ struct Shared {
     settings: Settings,
     credentials: Credentials,
     state: Mutex<State>,
+    /// Something was seen that is not shown yet.
+    news: Notify,
     view: watch::Sender<Arc<View>>,
 }
 
@@ -81,7 +90,13 @@ impl Watching {
         local: Option<Local>,
     ) -> Self {
         let (sender, view) = watch::channel(Arc::default());
-        let shared = Arc::new(Shared { settings, credentials, state: Mutex::default(), view: sender });
+        let shared = Arc::new(Shared {
+            settings,
+            credentials,
+            state: Mutex::default(),
+            news: Notify::new(),
+            view: sender,
+        });
         let mut tasks: Vec<_> = list
             .iter()
             .map(|(node, address)| {
@@ -106,6 +121,10 @@ impl Watching {
                 }
             }));
         }
+        // Whoever asks at once finds those of the list missing, and not unknown.
+        shared.show_now();
+        let shows = Arc::clone(&shared);
+        tasks.push(tokio::spawn(async move { shows.show().await }));
         Self { shared, view, tasks }
     }
 
@@ -123,8 +142,16 @@ impl Watching {
                 && state.seen.values().all(|seen| seen.said.is_some() || seen.reach != Err(NOT_YET.into()))
         };
         let mut view = self.view.clone();
-        let all = async { while !asked(&self.shared.state()) && view.changed().await.is_ok() {} };
+        let all = async {
+            loop {
+                let done = asked(&self.shared.state());
+                if done || view.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
         timeout(patience, all).await.unwrap_or_default();
+        self.shared.show_now();
     }
 }
 
@@ -148,14 +175,27 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what was seen, and shows it.
+    /// Changes what was seen; it is shown soon.
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.state();
-        change(&mut state);
+        change(&mut self.state());
+        self.news.notify_one();
+    }
+
+    /// Shows what was seen, for ever: hosts say something all the time, and there may be many.
+    async fn show(&self) {
+        loop {
+            self.show_now();
+            self.news.notified().await;
+            tokio::time::sleep(SHOWN_WITHIN).await;
+        }
+    }
+
+    fn show_now(&self) {
+        let state = self.state();
         let all: Vec<_> = state.seen.values().cloned().collect();
-        let view = View::of(&all, &self.settings, state.trouble.as_deref());
+        let trouble = state.trouble.clone();
         drop(state);
-        self.view.send_replace(Arc::new(view));
+        self.view.send_replace(Arc::new(View::of(&all, &self.settings, trouble.as_deref())));
     }
 
     fn first(&self, address: &str, expected: Option<&NodeId>) {

@@ -1,5 +1,6 @@
 //! A call finds its owner wherever it arrives, and is answered as there.
 
+use lagan::bytes::Bytes;
 use lagan::proto::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerGetVolumeRequest, DeleteSnapshotRequest,
     DeleteVolumeRequest, GetSnapshotRequest, ValidateVolumeCapabilitiesRequest,
@@ -12,7 +13,7 @@ use crate::{
         check, create_with, delete, from_snapshot, group_of, publish_with, snapshot_of, ungroup,
         unpublish_from,
     },
-    rig::{GIB, Routed, Told, addresses, filesystem, host_of, new, new_on, two},
+    rig::{GIB, Host, Routed, Told, addresses, filesystem, host_of, new, new_on, two},
 };
 
 #[tokio::test]
@@ -119,4 +120,26 @@ async fn a_group_is_of_one_host() {
     assert_eq!(made.snapshots.len(), 2);
     check(routed.router.delete_volume_group_snapshot(Request::new(ungroup(&made))).await, Code::Ok);
     check(routed.router.create_volume_group_snapshot(group(&[])).await, Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_host_passes_on_what_is_not_its_own() {
+    let (authority, hosts) = two().await;
+    let obeys = Host::start("n3", authority.of_host("n3"), Bytes::gib(100), &["n1"]).await;
+    let mut known = addresses(&hosts);
+    known.push(("n3", obeys.address));
+    // The list is the same on every host: it names this one too.
+    let routed = Routed::from_host(&hosts[0], authority.of_host("n1"), &known).await;
+    let [near, far] =
+        [("near", "n1"), ("far", "n3")].map(|(name, node)| routed.create(new_on(name, &[node])));
+    let (near, far) = (near.await.unwrap(), far.await.unwrap());
+    assert_eq!((host_of(&near).as_str(), host_of(&far).as_str()), ("n1", "n3"));
+    for volume in [&near, &far] {
+        let get = ControllerGetVolumeRequest { volume_id: volume.volume_id.clone() };
+        check(routed.router.controller_get_volume(Request::new(get)).await, Code::Ok);
+    }
+    // n2 does not obey it, and says so; where others may have a volume it is passed over.
+    check(routed.router.create_volume(Request::new(new_on("there", &["n2"]))).await, Code::PermissionDenied);
+    let elsewhere = routed.create(new_on("there", &["n2", "n3"])).await.unwrap();
+    assert_eq!(host_of(&elsewhere), "n3");
 }

@@ -23,7 +23,7 @@ use lagan::{
         CreateVolumeRequest, TopologyRequirement, Volume, VolumeCapability, controller_server::Controller,
         volume_capability::access_mode::Mode,
     },
-    router::{Router, Settings, Watching},
+    router::{Local, Router, Settings, Watching},
     sys::fake::FakeKernel,
 };
 use tokio::{
@@ -208,12 +208,27 @@ impl Routed {
             forgotten_hosts: told.forgotten_hosts,
             forgotten_pools: told.forgotten_pools,
         };
-        let list: BTreeMap<NodeId, String> =
-            hosts.iter().map(|(name, address)| (name.parse().unwrap(), address.to_string())).collect();
+        let list = listed(hosts);
         let watching = Watching::start(settings, credentials, &list, None, None);
         watching.first_look(PATIENCE).await;
         let router = Router::new(watching.view(), own, DRIVER, told.default_host);
         Self { router, _watching: watching }
+    }
+
+    /// A host that passes on what is not its own.
+    pub(crate) async fn from_host(
+        host: &Host,
+        credentials: Credentials,
+        hosts: &[(&str, SocketAddr)],
+    ) -> Self {
+        let (services, facts) = modelled(&host.node, &host.disk).await;
+        let own = Member::new(services.own().unwrap());
+        let settings = Settings { driver_name: DRIVER.to_owned(), ..Settings::default() };
+        let list = listed(hosts);
+        let local = Local { member: own.clone(), facts };
+        let watching = Watching::start(settings, credentials, &list, None, Some(local));
+        watching.first_look(PATIENCE).await;
+        Self { router: Router::new(watching.view(), own, DRIVER, None), _watching: watching }
     }
 
     /// Waits until a host is seen as up, or as down.
@@ -229,6 +244,10 @@ impl Routed {
         let answer = self.router.create_volume(Request::new(request)).await?;
         Ok(answer.into_inner().volume.unwrap())
     }
+}
+
+fn listed(hosts: &[(&str, SocketAddr)]) -> BTreeMap<NodeId, String> {
+    hosts.iter().map(|(name, address)| (name.parse().unwrap(), address.to_string())).collect()
 }
 
 /// Two hosts, n1 and n2, and their authority.
