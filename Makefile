@@ -10,7 +10,7 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm test-kubernetes bench bench-router bench-vm torture-vm audit clean
+.PHONY: help build demo test lint unit chart manifest kernel sanity sanity-programs test-vm test-kubernetes bench bench-router bench-vm torture-vm audit clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ demo: build ## Show the main job on a throw-away pool
 
 test: ## Run every test
 	@.ci/prepare build test vm
-	@$(MAKE) --no-print-directory lint unit kernel sanity test-vm
+	@$(MAKE) --no-print-directory lint unit chart kernel sanity test-vm
 
 lint: ## Formatting, lints, documentation
 	cargo fmt --check
@@ -35,6 +35,12 @@ unit: ## Tests that need no root: values, logic, the whole API over a modelled k
 	cargo test --locked --lib
 	cargo test --locked --doc
 	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet
+
+chart: ## The Helm chart: linted, rendered, read as the API server would; its schema; the manifest made from it
+	cd deploy/kubernetes/check && go vet ./... && go test ./...
+
+manifest: ## Make deploy/kubernetes/lagan.yaml from the chart
+	cd deploy/kubernetes/check && go run . >../lagan.yaml.new && mv ../lagan.yaml.new ../lagan.yaml
 
 kernel: ## Tests on real loop devices and filesystems, as root
 	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel

@@ -105,9 +105,7 @@ default_host = {{ . | quote }}
 {{- with .Values.forgottenHosts }}
 forgotten_hosts = {{ toJson . }}
 {{- end }}
-{{- $listed := list }}
-{{- range .Values.hosts }}{{ if .address }}{{ $listed = append $listed . }}{{ end }}{{ end }}
-{{- with $listed }}
+{{- with .Values.hosts }}
 
 [cluster.hosts]
 {{- range . }}
