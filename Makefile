@@ -10,7 +10,7 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit chart manifest kernel sanity sanity-programs test-vm bench bench-router bench-vm torture-vm audit clean
+.PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm bench bench-router bench-vm torture-vm audit clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,14 @@ build: ## Build the one binary, target/release/lagan
 
 demo: build ## Show the main job on a throw-away pool
 	$(SUDO) $(LAGAN) demo
+
+image: build ## Make the container image, an OCI archive below target/image, without a registry
+	@.ci/prepare image
+	deploy/image/build $$(dpkg --print-architecture) $(LAGAN) target/image
+
+test-image: build ## Make it twice and compare; run what is in it on a root that cannot be written, as root
+	@.ci/prepare image
+	$(SUDO) deploy/image/check $(LAGAN)
 
 test: ## Run every test
 	@.ci/prepare build test vm
