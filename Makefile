@@ -8,9 +8,9 @@ LAGAN := target/release/lagan
 # Another Debian release in the virtual machine has to be installed first.
 VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
-export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
+export PATH := $(CURDIR)/target/go/bin:$(CURDIR)/target/tools:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit chart manifest kernel sanity sanity-programs test-vm test-kubernetes bench bench-router bench-vm torture-vm audit clean
+.PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm test-kubernetes bench bench-router bench-vm torture-vm audit clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,14 @@ build: ## Build the one binary, target/release/lagan
 
 demo: build ## Show the main job on a throw-away pool
 	$(SUDO) $(LAGAN) demo
+
+image: build ## Make the container image, an OCI archive below target/image, without a registry
+	@.ci/prepare image
+	deploy/image/build $$(dpkg --print-architecture) $(LAGAN) target/image
+
+test-image: build ## Make it twice and compare; run what is in it on a root that cannot be written, as root
+	@.ci/prepare image
+	$(SUDO) deploy/image/check $(LAGAN)
 
 test: ## Run every test
 	@.ci/prepare build test vm
@@ -36,8 +44,9 @@ unit: ## Tests that need no root: values, logic, the whole API over a modelled k
 	cargo test --locked --doc
 	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet
 
-chart: ## The Helm chart: linted, rendered, read as the API server would; its schema; the manifest made from it
-	cd deploy/kubernetes/check && go vet ./... && go test ./...
+# What the tests read lies outside their module, where a cached result would not see a change.
+chart: ## The Helm chart: linted, rendered, read as the API server would; schema, manifest, alerts, dashboard
+	cd deploy/kubernetes/check && go vet ./... && go test -count=1 ./...
 
 manifest: ## Make deploy/kubernetes/lagan.yaml from the chart
 	cd deploy/kubernetes/check && go run . >../lagan.yaml.new && mv ../lagan.yaml.new ../lagan.yaml
