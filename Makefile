@@ -67,7 +67,7 @@ test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine,
 	cargo build --release --locked
 	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
-test-kubernetes: build ## Lagan in a real Kubernetes of two nodes on this machine, as root; the first time half an hour of building: CASES="10-volumes"
+test-kubernetes: image ## Lagan in a real Kubernetes of two nodes on this machine, as root; the first time half an hour of building: CASES="10-volumes"
 	@.ci/prepare kubernetes
 	tests/kubernetes/build
 	$(SUDO) tests/kubernetes/run
