@@ -5,12 +5,14 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner = "$(SUDO)"')
 LAGAN := target/release/lagan
+# The last build whose records and volumes are there to be taken over.
+BEFORE ?= bac3b8f
 # Another Debian release in the virtual machine has to be installed first.
 VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm bench bench-router bench-vm torture-vm audit clean
+.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm test-upgrade bench bench-router bench-vm torture-vm audit clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +53,13 @@ test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine,
 	@.ci/prepare vm $(VM_GUEST)
 	cargo build --release --locked
 	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
+
+test-upgrade: ## From an earlier build to this one and back, under a volume in use, as root: BEFORE=commit
+	@.ci/prepare build test
+	rm -rf target/before/source && mkdir -p target/before/source
+	git archive $(BEFORE) | tar -x -C target/before/source
+	cargo build --locked --manifest-path target/before/source/Cargo.toml --target-dir target/before/build
+	LAGAN_BEFORE=$(CURDIR)/target/before/build/debug/lagan cargo test $(AS_ROOT) --locked --test upgrade
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare

@@ -118,3 +118,26 @@ async fn what_was_forgotten_counts_as_gone_and_is_refused_if_it_returns() {
     let routed = Routed::over(authority.of(Role::Router), &known, Told::default()).await;
     check(routed.router.controller_get_volume(get(&lost.volume_id)).await, Code::Ok);
 }
+
+#[tokio::test]
+async fn a_host_behind_a_name_is_found_and_remembered() {
+    let (authority, mut hosts) = two().await;
+    // Other addresses may stand behind it where nobody is: each is missing, and none holds anything.
+    let told = || Told { dns: Some(format!("localhost:{}", hosts[0].address.port())), ..Told::default() };
+    let (other, credentials) = (hosts[1].address, authority.of(Role::Router));
+    let list = [("n2", other)];
+    let routed = Routed::over(credentials.clone(), &list, told()).await;
+    let node = hosts[0].node.clone();
+    routed.sees(&node, true).await;
+    let volume = routed.create(new_on("a", &["n1"])).await.unwrap();
+    assert_eq!(host_of(&volume), "n1");
+    let unknown = Told { dns: Some("nobody.invalid:1".into()), ..Told::default() };
+    hosts[0].stop();
+    routed.sees(&node, false).await;
+    check(routed.router.controller_get_volume(get(&volume.volume_id)).await, Code::Unavailable);
+    // A name that cannot be looked up is no empty list of hosts.
+    let blind = Routed::over(credentials, &list, unknown).await;
+    let list = ListVolumesRequest::default();
+    let said = check(blind.router.list_volumes(Request::new(list)).await, Code::Unavailable);
+    assert!(said.contains("nobody.invalid"), "{said}");
+}

@@ -187,6 +187,8 @@ pub(crate) struct Told {
     pub(crate) default_host: Option<NodeId>,
     pub(crate) forgotten_hosts: BTreeSet<NodeId>,
     pub(crate) forgotten_pools: BTreeSet<PoolId>,
+    /// A name behind which hosts are.
+    pub(crate) dns: Option<String>,
 }
 
 /// A router, and the watch that it goes by.
@@ -209,7 +211,7 @@ impl Routed {
             forgotten_pools: told.forgotten_pools,
         };
         let list = listed(hosts);
-        let watching = Watching::start(settings, credentials, &list, None, None);
+        let watching = Watching::start(settings, credentials, &list, told.dns.as_deref(), None);
         watching.first_look(PATIENCE).await;
         let router = Router::new(watching.view(), own, DRIVER, told.default_host);
         Self { router, _watching: watching }
