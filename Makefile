@@ -49,10 +49,10 @@ sanity-programs:
 	cd csi-sanity && go build -o ../target/ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 	cd csi-sanity && go test -c -o ../target/csi-sanity-extra .
 
-test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine, as root: GUEST=trixie, FSTYPES="ext4 xfs btrfs"
+test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine, as root: FULL=1, GUEST=trixie, FSTYPES="ext4 xfs btrfs"
 	@.ci/prepare vm $(VM_GUEST)
 	cargo build --release --locked
-	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FULL="$(FULL)" FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 test-upgrade: ## From an earlier build to this one and back, under a volume in use, as root: BEFORE=commit
 	@.ci/prepare build test
@@ -76,7 +76,7 @@ bench-vm: ## Measure a thin pool beside the commands of LVM, in the virtual mach
 torture-vm: sanity-programs ## The same at every point: POINTS=all, or so many; COMMANDS=500 of LVM beside; in pieces: ONLY="thin kills::" OPERATIONS="clone grow"
 	@.ci/prepare build test vm $(VM_GUEST)
 	cargo build --release --locked
-	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env FULL=1 POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
 		ONLY="$(ONLY)" OPERATIONS="$(OPERATIONS)" FSTYPES="$(or $(FSTYPES),ext4 xfs btrfs)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)
