@@ -54,8 +54,7 @@ pub(crate) async fn controller_calls(daemon: &mut Daemon) -> Vec<i32> {
 
 /// What the node offers, by its numbers.
 pub(crate) async fn node_calls(daemon: &mut Daemon) -> Vec<i32> {
-    let answer =
-        daemon.node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
+    let answer = daemon.node.node_get_capabilities(NodeGetCapabilitiesRequest {}).await.unwrap().into_inner();
     let call = |capability: lagan::proto::NodeServiceCapability| {
         let node_service_capability::Type::Rpc(rpc) = capability.r#type.unwrap();
         rpc.r#type

@@ -179,7 +179,10 @@ impl Agent {
     async fn unstage(&mut self, disk: &Disk) {
         let staging = self.staging(disk);
         check(self.daemon.node.node_unstage_volume(unstage_at(&disk.id, &staging)).await, Code::Ok);
-        assert!(Path::new(&staging).exists() && !is_mount(&staging), "the agent looks for it, and removes it");
+        assert!(
+            Path::new(&staging).exists() && !is_mount(&staging),
+            "the agent looks for it, and removes it"
+        );
     }
 
     /// DESTROY_DISK: every step is repeated after a failover of the agent.
@@ -281,7 +284,9 @@ async fn a_disk_that_was_there_before() {
     let mut agent = Agent::start(&ground).await;
     let profile = Profile::of(mount_with(Mode::SingleNodeWriter, "ext4", &[]));
     let endpoint = format!("unix://{}", text(&agent.daemon.socket));
-    let made = ground.lagan(&["--endpoint", &endpoint, "volume", "create", "old", "--size", "16MiB"]);
+    // With the parameters of the profile: the agent has them confirmed.
+    let create = ["--endpoint", &endpoint, "volume", "create", "old", "--pool", "p", "--size", "16MiB"];
+    let made = ground.lagan(&create);
     assert!(made.status.success(), "{made:?}");
     let disk = agent.list().await.pop().unwrap();
     for _ in 0..2 {
@@ -292,7 +297,8 @@ async fn a_disk_that_was_there_before() {
     agent.publish(&disk, &profile).await;
     agent.destroy(&disk).await;
     // Of a profile that it does not fit nothing is confirmed.
-    let made = ground.lagan(&["--endpoint", &endpoint, "volume", "create", "raw", "--block", "--size", "4MiB"]);
+    let made =
+        ground.lagan(&["--endpoint", &endpoint, "volume", "create", "raw", "--block", "--size", "4MiB"]);
     assert!(made.status.success(), "{made:?}");
     let disk = agent.list().await.pop().unwrap();
     let request = ValidateVolumeCapabilitiesRequest {

@@ -37,10 +37,8 @@ pub(crate) struct Claimed {
 
 impl Claimed {
     pub(crate) fn new(name: &'static str, made: Volume, capability: VolumeCapability) -> Self {
-        let mount = matches!(
-            capability.access_type,
-            Some(lagan::proto::volume_capability::AccessType::Mount(_))
-        );
+        let mount =
+            matches!(capability.access_type, Some(lagan::proto::volume_capability::AccessType::Mount(_)));
         let usage =
             if mount { "rw-file-system-single-node-writer" } else { "rw-block-device-single-node-writer" };
         Self { name, made, capability, usage, read_only: false }

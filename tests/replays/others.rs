@@ -4,8 +4,9 @@
 use std::{
     fs::{self, File},
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use lagan::proto::{
@@ -46,7 +47,7 @@ impl<'g> Pair<'g> {
         pair
     }
 
-    fn pool(&self, host: usize) -> std::path::PathBuf {
+    fn pool(&self, host: usize) -> PathBuf {
         self.ground.root.join(format!("disk/pool-n{}", host + 1))
     }
 
@@ -74,6 +75,17 @@ impl<'g> Pair<'g> {
         let mut command = Command::new(LAGAN);
         command.args(["--config", &config, "serve", "--log-level", "debug"]).env_remove("CSI_ENDPOINT");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// Both, once they know of each other.
+    async fn start_both(&self) -> [Nomad; 2] {
+        let mut both = [self.start(0).await, self.start(1).await];
+        let begun = Instant::now();
+        while both[0].daemon.controller.list_volumes(ListVolumesRequest::default()).await.is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "they do not meet");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        both
     }
 
     async fn start(&self, host: usize) -> Nomad {
@@ -109,8 +121,7 @@ fn host_of(volume: &Volume) -> &str {
 async fn the_controller_call_lands_on_another_host() {
     let ground = Ground::sized(Kind::On("xfs"), 300);
     let pair = Pair::new(&ground);
-    let mut asked = pair.start(0).await;
-    let mut used = pair.start(1).await;
+    let [mut asked, mut used] = pair.start_both().await;
     assert_eq!((asked.node_id.as_str(), used.node_id.as_str()), ("n1", "n2"));
     let made = asked.created(create_on("db", "n2")).await;
     assert_eq!(host_of(&made), "n2", "it is cut where the job is to run");
@@ -185,8 +196,7 @@ async fn the_controller_call_lands_on_another_host() {
 async fn the_host_of_a_volume_is_down() {
     let ground = Ground::sized(Kind::On("xfs"), 300);
     let pair = Pair::new(&ground);
-    let mut asked = pair.start(0).await;
-    let mut used = pair.start(1).await;
+    let [mut asked, mut used] = pair.start_both().await;
     let made = asked.created(create_on("db", "n2")).await;
     let db = Claimed::new("db", made, writer("xfs"));
     let id = db.made.volume_id.clone();
@@ -209,15 +219,15 @@ async fn the_host_of_a_volume_is_down() {
     assert_eq!(fs::read(Path::new(&target).join("data")).unwrap(), b"content", "nothing was unmounted");
     check(used.unpublish(&db, "alloc").await, Code::Ok);
     check(used.unstage(&db).await, Code::Ok);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let release = crate::requests::unpublish_from(&id, "n2");
         match asked.daemon.controller.controller_unpublish_volume(release).await {
             Ok(_) => break,
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
         }
-        assert!(begun.elapsed() < std::time::Duration::from_secs(30), "it is not seen to be back");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert!(begun.elapsed() < Duration::from_secs(30), "it is not seen to be back");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     check(asked.daemon.controller.delete_volume(delete(&id)).await, Code::Ok);
     pair.account();
