@@ -38,8 +38,8 @@ unit: ## Tests that need no root: values, logic, the whole API over a modelled k
 	cargo test --locked --doc
 	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet
 
-kernel: ## Tests on real loop devices and filesystems, as root
-	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel
+kernel: ## Tests on real loop devices and filesystems, and the calls of each orchestrator replayed, as root
+	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel --test replays
 
 sanity: sanity-programs ## The real csi-sanity, twelve runs, four of them through a router, as root
 	cargo build --release --locked

@@ -17,6 +17,7 @@ mod demo;
 mod doctor;
 mod host;
 mod import;
+mod mount;
 mod out;
 mod pool;
 mod serve;

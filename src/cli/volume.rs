@@ -9,6 +9,7 @@ use super::{
     Common, Output, block_on,
     client::{Daemon, refused, with_progress},
     import::{ImportArgs, import},
+    mount::{self, GrowArgs, MountArgs, UnmountArgs},
     out,
 };
 use crate::{
@@ -48,6 +49,12 @@ pub(super) enum VolumeCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Use a volume on this host, where no orchestrator does it.
+    Mount(MountArgs),
+    /// The way back.
+    Unmount(UnmountArgs),
+    /// Make a volume longer, in use or not.
+    Grow(GrowArgs),
     /// Take back the right of a node to use a volume, where the orchestrator that gave it is no more. What is in use
     /// stays.
     Unpublish {
@@ -104,6 +111,9 @@ pub(super) fn run(common: &Common, command: VolumeCommand) -> Result<ExitCode> {
             rows.print(output)?;
         }
         VolumeCommand::Delete { id, yes } => return delete(&config, id, yes),
+        VolumeCommand::Mount(args) => block_on(mount::mount(&config, args))?,
+        VolumeCommand::Unmount(args) => block_on(mount::unmount(&config, args))?,
+        VolumeCommand::Grow(args) => block_on(mount::grow(&config, args))?,
         VolumeCommand::Unpublish { id, node } => block_on(unpublish(&config, id, node))?,
         VolumeCommand::Trim { id } => trim(&config, id)?,
     }

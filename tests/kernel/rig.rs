@@ -193,7 +193,7 @@ impl Ground {
         Daemon::connect(child, socket, self.log()).await
     }
 
-    fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.root.join("log")
     }
 
@@ -291,7 +291,8 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    async fn connect(mut child: Child, socket: PathBuf, log: PathBuf) -> Self {
+    /// Waits until a driver that was started answers there.
+    pub(crate) async fn connect(mut child: Child, socket: PathBuf, log: PathBuf) -> Self {
         // An emulated machine may take its time.
         let deadline = Instant::now() + Duration::from_secs(120);
         let channel = loop {
