@@ -12,7 +12,7 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm test-upgrade bench bench-router bench-vm torture-vm audit clean
+.PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm test-upgrade bench bench-router bench-vm torture-vm audit clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,9 +24,17 @@ build: ## Build the one binary, target/release/lagan
 demo: build ## Show the main job on a throw-away pool
 	$(SUDO) $(LAGAN) demo
 
+image: build ## Make the container image, an OCI archive below target/image, without a registry
+	@.ci/prepare image
+	deploy/image/build $$(dpkg --print-architecture) $(LAGAN) target/image
+
+test-image: build ## Make it twice and compare; run what is in it on a root that cannot be written, as root
+	@.ci/prepare image
+	$(SUDO) deploy/image/check $(LAGAN)
+
 test: ## Run every test
 	@.ci/prepare build test vm
-	@$(MAKE) --no-print-directory lint unit kernel sanity test-vm
+	@$(MAKE) --no-print-directory lint unit chart kernel sanity test-vm
 
 lint: ## Formatting, lints, documentation
 	cargo fmt --check
@@ -37,6 +45,12 @@ unit: ## Tests that need no root: values, logic, the whole API over a modelled k
 	cargo test --locked --lib
 	cargo test --locked --doc
 	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet
+
+chart: ## The Helm chart: linted, rendered, read as the API server would; its schema; the manifest made from it
+	cd deploy/kubernetes/check && go vet ./... && go test ./...
+
+manifest: ## Make deploy/kubernetes/lagan.yaml from the chart
+	cd deploy/kubernetes/check && go run . >../lagan.yaml.new && mv ../lagan.yaml.new ../lagan.yaml
 
 kernel: ## Tests on real loop devices and filesystems, and the calls of each orchestrator replayed, as root
 	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel --test replays
