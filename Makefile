@@ -10,7 +10,7 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm bench bench-router bench-vm torture-vm audit clean
+.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm test-nomad bench bench-router bench-vm torture-vm audit clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,11 @@ test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine,
 	@.ci/prepare vm $(VM_GUEST)
 	cargo build --release --locked
 	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
+
+test-nomad: ## The real Nomad, server and two clients, built from Go modules at first, as root
+	@.ci/prepare build nomad
+	cargo build --release --locked
+	$(SUDO) env PATH="$$PATH" tests/nomad/run
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
