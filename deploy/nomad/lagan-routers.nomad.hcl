@@ -1,5 +1,5 @@
-# Split, second part: controllers anywhere, two of them. A router owns no storage and needs no root; its certificate is
-# router.crt. The hosts are found by name here: those of a service in Consul, or a record of yours.
+# Split, second part: controllers anywhere, two of them. A router owns no storage; its certificate is router.crt, in a
+# directory of each client that may run one.
 
 variable "binary" {
   type    = string
@@ -14,7 +14,7 @@ variable "hosts" {
 
 variable "certificates" {
   type    = string
-  default = "/etc/lagan/router"
+  default = "/etc/lagan/certs"
 }
 
 job "lagan-routers" {
@@ -27,7 +27,6 @@ job "lagan-routers" {
 
     task "lagan" {
       driver = "raw_exec"
-      user   = "lagan"
 
       config {
         command = var.binary
