@@ -12,7 +12,11 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
 
+<<<<<<< HEAD
 .PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm test-upgrade bench bench-router bench-vm torture-vm audit clean
+=======
+.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm test-nomad bench bench-router bench-vm torture-vm audit clean
+>>>>>>> wip-n
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +78,11 @@ test-upgrade: ## From an earlier build to this one and back, under a volume in u
 	git archive $(BEFORE) | tar -x -C target/before/source
 	cargo build --locked --manifest-path target/before/source/Cargo.toml --target-dir target/before/build
 	LAGAN_BEFORE=$(CURDIR)/target/before/build/debug/lagan cargo test $(AS_ROOT) --locked --test upgrade
+
+test-nomad: ## The real Nomad, server and two clients, built from Go modules at first, as root
+	@.ci/prepare build nomad
+	cargo build --release --locked
+	$(SUDO) env PATH="$$PATH" tests/nomad/run
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
