@@ -42,7 +42,7 @@ lint: ## Formatting, lints, documentation
 unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
 	cargo test --locked --lib
 	cargo test --locked --doc
-	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet
+	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy
 
 # What the tests read lies outside their module, where a cached result would not see a change.
 chart: ## The Helm chart: linted, rendered, read as the API server would; schema, manifest, alerts, dashboard
