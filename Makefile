@@ -5,12 +5,14 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner = "$(SUDO)"')
 LAGAN := target/release/lagan
+# The last build whose records and volumes are there to be taken over.
+BEFORE ?= bac3b8f
 # Another Debian release in the virtual machine has to be installed first.
 VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(CURDIR)/target/tools:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm bench bench-router bench-vm torture-vm audit clean
+.PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm test-upgrade bench bench-router bench-vm torture-vm audit clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +53,8 @@ chart: ## The Helm chart: linted, rendered, read as the API server would; schema
 manifest: ## Make deploy/kubernetes/lagan.yaml from the chart
 	cd deploy/kubernetes/check && go run . >../lagan.yaml.new && mv ../lagan.yaml.new ../lagan.yaml
 
-kernel: ## Tests on real loop devices and filesystems, as root
-	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel
+kernel: ## Tests on real loop devices and filesystems, and the calls of each orchestrator replayed, as root
+	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel --test replays
 
 sanity: sanity-programs ## The real csi-sanity, twelve runs, four of them through a router, as root
 	cargo build --release --locked
@@ -62,10 +64,17 @@ sanity-programs:
 	cd csi-sanity && go build -o ../target/ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 	cd csi-sanity && go test -c -o ../target/csi-sanity-extra .
 
-test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine, as root: GUEST=trixie, FSTYPES="ext4 xfs btrfs"
+test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine, as root: FULL=1, GUEST=trixie, FSTYPES="ext4 xfs btrfs"
 	@.ci/prepare vm $(VM_GUEST)
 	cargo build --release --locked
-	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FULL="$(FULL)" FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
+
+test-upgrade: ## From an earlier build to this one and back, under a volume in use, as root: BEFORE=commit
+	@.ci/prepare build test
+	rm -rf target/before/source && mkdir -p target/before/source
+	git archive $(BEFORE) | tar -x -C target/before/source
+	cargo build --locked --manifest-path target/before/source/Cargo.toml --target-dir target/before/build
+	LAGAN_BEFORE=$(CURDIR)/target/before/build/debug/lagan cargo test $(AS_ROOT) --locked --test upgrade
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
@@ -82,7 +91,7 @@ bench-vm: ## Measure a thin pool beside the commands of LVM, in the virtual mach
 torture-vm: sanity-programs ## The same at every point: POINTS=all, or so many; COMMANDS=500 of LVM beside; in pieces: ONLY="thin kills::" OPERATIONS="clone grow"
 	@.ci/prepare build test vm $(VM_GUEST)
 	cargo build --release --locked
-	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env FULL=1 POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
 		ONLY="$(ONLY)" OPERATIONS="$(OPERATIONS)" FSTYPES="$(or $(FSTYPES),ext4 xfs btrfs)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)
