@@ -10,7 +10,7 @@ BEFORE ?= bac3b8f
 # Another Debian release in the virtual machine has to be installed first.
 VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
-export PATH := $(CURDIR)/target/go/bin:$(PATH):/usr/sbin:/sbin
+export PATH := $(CURDIR)/target/go/bin:$(CURDIR)/target/tools:$(PATH):/usr/sbin:/sbin
 
 <<<<<<< HEAD
 .PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm test-upgrade bench bench-router bench-vm torture-vm audit clean
@@ -48,10 +48,11 @@ lint: ## Formatting, lints, documentation
 unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
 	cargo test --locked --lib
 	cargo test --locked --doc
-	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet
+	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy
 
-chart: ## The Helm chart: linted, rendered, read as the API server would; its schema; the manifest made from it
-	cd deploy/kubernetes/check && go vet ./... && go test ./...
+# What the tests read lies outside their module, where a cached result would not see a change.
+chart: ## The Helm chart: linted, rendered, read as the API server would; schema, manifest, alerts, dashboard
+	cd deploy/kubernetes/check && go vet ./... && go test -count=1 ./...
 
 manifest: ## Make deploy/kubernetes/lagan.yaml from the chart
 	cd deploy/kubernetes/check && go run . >../lagan.yaml.new && mv ../lagan.yaml.new ../lagan.yaml
