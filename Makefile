@@ -12,11 +12,8 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(CURDIR)/target/tools:$(PATH):/usr/sbin:/sbin
 
-<<<<<<< HEAD
-.PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm test-upgrade bench bench-router bench-vm torture-vm audit clean
-=======
-.PHONY: help build demo test lint unit kernel sanity sanity-programs test-vm test-nomad bench bench-router bench-vm torture-vm audit clean
->>>>>>> wip-n
+# No target is a file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile)
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
