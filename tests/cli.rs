@@ -9,7 +9,12 @@ use std::{
 
 #[expect(clippy::disallowed_methods, reason = "tests run the tool as a person would")]
 fn run(program: &str, arguments: &[&str]) -> Output {
-    Command::new(program).args(arguments).env_remove("CSI_ENDPOINT").output().unwrap()
+    Command::new(program)
+        .args(arguments)
+        .env_remove("CSI_ENDPOINT")
+        .env_remove("LAGAN_NODE_ID")
+        .output()
+        .unwrap()
 }
 
 const LAGAN: &str = env!("CARGO_BIN_EXE_lagan");
@@ -63,6 +68,27 @@ fn what_is_not_understood_exits_with_two() {
 fn without_a_daemon() {
     let output = with_config("endpoint = '/nonexistent/csi.sock'", &["volume", "list"]);
     check(&output, 1, &["no daemon answers on unix:///nonexistent/csi.sock", "lagan serve"]);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "tests run the tool as a person would")]
+fn a_node_is_named_in_the_environment() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "endpoint = '/nonexistent/csi.sock'\nnode_id = 'of-the-file'\nmachine_id = 'm'\n")
+        .unwrap();
+    let run = |arguments: &[&str]| {
+        let long = "n".repeat(129);
+        let mut command = Command::new(LAGAN);
+        command.arg("--config").arg(file.path()).args(arguments);
+        command
+            .args(["volume", "list"])
+            .env_remove("CSI_ENDPOINT")
+            .env("LAGAN_NODE_ID", long)
+            .output()
+            .unwrap()
+    };
+    check(&run(&[]), 1, &["1 problem(s)", "node_id:"]);
+    check(&run(&["--node-id", "n1"]), 1, &["no daemon answers"]);
 }
 
 #[test]

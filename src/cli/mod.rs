@@ -46,7 +46,7 @@ struct Common {
     /// Socket of the daemon, over the configuration and CSI_ENDPOINT.
     #[arg(long, global = true, value_name = "SOCKET")]
     endpoint: Option<String>,
-    /// Name of this node, over the configuration.
+    /// Name of this node, over the configuration and LAGAN_NODE_ID.
     #[arg(long, global = true, value_name = "NAME")]
     node_id: Option<String>,
     /// How answers are printed.
@@ -96,19 +96,27 @@ enum Command {
 
 impl Common {
     fn overrides(&self) -> Overrides {
-        // Orchestrators that start the driver tell it its socket in the environment.
-        let endpoint = self.endpoint.clone().or_else(|| std::env::var("CSI_ENDPOINT").ok());
+        // Orchestrators that start the driver tell it its socket in the environment. One file may serve many hosts: then a
+        // container is told its node there, which holds for every command in it.
+        let told = |given: &Option<String>, variable: &str| {
+            let text = given.clone().or_else(|| std::env::var(variable).ok());
+            text.filter(|text| !text.is_empty())
+        };
         Overrides {
-            endpoint: endpoint.filter(|endpoint| !endpoint.is_empty()),
-            node_id: self.node_id.clone(),
+            endpoint: told(&self.endpoint, "CSI_ENDPOINT"),
+            node_id: told(&self.node_id, "LAGAN_NODE_ID"),
         }
+    }
+
+    /// The file of the configuration, where there is one.
+    fn file(&self) -> Option<PathBuf> {
+        let default = PathBuf::from(CONFIG);
+        self.config.clone().or_else(|| default.exists().then_some(default))
     }
 
     /// Reads the configuration.
     fn load(&self, mode: Mode) -> Result<Config> {
-        let default = PathBuf::from(CONFIG);
-        let file = self.config.clone().or_else(|| default.exists().then_some(default));
-        config::load(file.as_deref(), mode, &self.overrides())
+        config::load(self.file().as_deref(), mode, &self.overrides())
             .map_err(|problems| Error::new(ErrorKind::Invalid, problems.to_string()))
     }
 }

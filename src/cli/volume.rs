@@ -101,7 +101,7 @@ pub(super) fn run(common: &Common, command: VolumeCommand) -> Result<ExitCode> {
     let config = common.load(Mode::All)?;
     let output = common.output;
     match command {
-        VolumeCommand::List => block_on(list(&config, output))?,
+        VolumeCommand::List => block_on(listed(&config, output))?.print(output)?,
         VolumeCommand::Show { id } => block_on(show(&config, id, output))?,
         VolumeCommand::Create(args) => block_on(create(&config, args, output))?,
         VolumeCommand::Import(args) => {
@@ -156,7 +156,7 @@ async fn get(daemon: &Daemon, id: VolumeId) -> Result<ControllerGetVolumeRespons
     Ok(daemon.controller().controller_get_volume(request).await.map_err(refused)?.into_inner())
 }
 
-async fn list(config: &Config, output: Output) -> Result<()> {
+pub(super) async fn listed(config: &Config, output: Output) -> Result<out::Rows> {
     let mut controller = Daemon::connect(config).await?.controller();
     let mut rows = out::Rows::new(COLUMNS);
     let mut starting_token = String::new();
@@ -169,7 +169,7 @@ async fn list(config: &Config, output: Output) -> Result<()> {
         }
         starting_token = page.next_token;
         if starting_token.is_empty() {
-            return rows.print(output);
+            return Ok(rows);
         }
     }
 }

@@ -21,7 +21,7 @@ pub struct Cluster {
     pub certificates: PathBuf,
     /// Where a host is reached by others; `None` for nowhere.
     pub listen: Option<SocketAddr>,
-    /// Hosts and their addresses.
+    /// Hosts and their addresses; an empty one for a host that is found behind the name for all.
     pub hosts: BTreeMap<NodeId, String>,
     /// A name behind which every address is that of a host, with the port.
     pub dns: Option<String>,
@@ -74,6 +74,9 @@ fn read_inner(reader: &mut Reader, mode: Mode) -> Option<Cluster> {
     if mode == Mode::Router && hosts.is_empty() && dns.is_none() {
         reader.problem("hosts", "name them in [cluster.hosts], or by a `dns` name");
     }
+    for (node, _) in hosts.iter().filter(|(_, address)| address.is_empty() && dns.is_none()) {
+        reader.problem(&format!("hosts.{node}"), "has no address, and there is no `dns` to find it by");
+    }
     let callers = node_ids(reader, "callers");
     let default_host = reader.optional("default_host");
     let default_host = default_host.and_then(|node| reader.parsed("default_host", &node));
@@ -101,6 +104,7 @@ fn read_hosts(reader: &mut Reader) -> BTreeMap<NodeId, String> {
         let key = format!("hosts.{name}");
         let node = reader.parsed(&key, &name);
         let address = match address {
+            Value::String(address) if address.is_empty() => Some(address),
             Value::String(address) => with_port(reader, &key, &address),
             _ => {
                 reader.problem(&key, "must be an address, such as \"10.0.0.1:9735\"");
@@ -141,10 +145,10 @@ mod tests {
     #[test]
     fn hosts_by_list_and_by_name() {
         let text = "certificates = '/c'\ndns = 'hosts.lagan.svc'\ndefault_host = 'n2'\nforgotten_hosts = ['n3']\n\
-                    [cluster.hosts]\nn1 = '10.0.0.1:1'\n'n2.example.org' = 'n2.example.org'";
+                    [cluster.hosts]\nn1 = '10.0.0.1:1'\n'n2.example.org' = 'n2.example.org'\nn4 = ''";
         let found = cluster(text, Mode::Router).unwrap();
         assert_eq!(found.dns.as_deref(), Some("hosts.lagan.svc:9735"));
-        assert_eq!(found.hosts.values().collect::<Vec<_>>(), ["10.0.0.1:1", "n2.example.org:9735"]);
+        assert_eq!(found.hosts.values().collect::<Vec<_>>(), ["10.0.0.1:1", "n2.example.org:9735", ""]);
         assert!(found.passes_on() && found.listen.is_none());
         let host =
             cluster("certificates = '/c'\nlisten = '0.0.0.0:9735'\ncallers = ['n2']", Mode::All).unwrap();
@@ -176,6 +180,7 @@ mod tests {
                 Mode::Router,
                 "cluster.listen: a router",
             ),
+            ("certificates = '/c'\n[cluster.hosts]\nn1 = ''", Mode::Router, "hosts.n1: has no address"),
             ("certificates = '/c'\nhosts = 1", Mode::All, "must be a table of names"),
             ("certificates = '/c'\nextra = 1", Mode::All, "cluster.extra: is not a known key"),
             ("certificates = '/c'\ncallers = ['']", Mode::All, "cluster.callers"),

@@ -159,7 +159,7 @@ pub fn is_lvm_name(name: &str) -> bool {
 pub struct Overrides {
     /// The endpoint, from the command line or `CSI_ENDPOINT`.
     pub endpoint: Option<String>,
-    /// The node's name.
+    /// The node's name, from the command line or `LAGAN_NODE_ID`.
     pub node_id: Option<String>,
 }
 

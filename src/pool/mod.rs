@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-pub use crate::sys::file::Sharing;
+pub use crate::sys::lock::Sharing;
 
 pub mod backup;
 pub mod fake;

@@ -80,7 +80,8 @@ impl Drop for Followed {
 }
 
 impl Watching {
-    /// Begins to watch: hosts by name and address, and those behind a name for all (`host:port`).
+    /// Begins to watch: hosts by name and address, and those behind a name for all (`host:port`). A host without an address
+    /// is one that the name will lead to: until then it is missing.
     #[must_use]
     pub fn start(
         settings: Settings,
@@ -97,12 +98,17 @@ impl Watching {
             news: Notify::new(),
             view: sender,
         });
-        let mut tasks: Vec<_> = list
-            .iter()
+        let (met_by_name, by_address): (Vec<_>, Vec<_>) =
+            list.iter().partition(|(_, address)| address.is_empty());
+        for (node, _) in met_by_name {
+            shared.first(&format!("{node}, wherever it is"), Some(node), NOT_MET);
+        }
+        let mut tasks: Vec<_> = by_address
+            .into_iter()
             .map(|(node, address)| {
                 let (shared, node, address) = (Arc::clone(&shared), node.clone(), address.clone());
                 // Before it has answered it is missing.
-                shared.first(&address, Some(&node));
+                shared.first(&address, Some(&node), NOT_YET);
                 tokio::spawn(async move { shared.follow(address, Some(node)).await })
             })
             .collect();
@@ -168,6 +174,8 @@ impl fmt::Debug for Watching {
 }
 
 const NOT_YET: &str = "not asked yet";
+/// Of a host without an address. It is never asked itself: it answers somewhere behind the name.
+const NOT_MET: &str = "it was not met yet";
 const GONE: &str = "its address is gone";
 
 impl Shared {
@@ -198,7 +206,7 @@ impl Shared {
         self.view.send_replace(Arc::new(View::of(&all, &self.settings, trouble.as_deref())));
     }
 
-    fn first(&self, address: &str, expected: Option<&NodeId>) {
+    fn first(&self, address: &str, expected: Option<&NodeId>, why: &str) {
         let name = expected.map_or(address, NodeId::as_str);
         // Nobody is called by it: it has not answered.
         let channel = connect(address, &self.credentials, &Seen::default());
@@ -206,7 +214,7 @@ impl Shared {
             address: address.to_owned(),
             expected: expected.cloned(),
             said: None,
-            reach: Err(NOT_YET.to_owned()),
+            reach: Err(why.to_owned()),
             expires: None,
             member: remote(name, channel),
         };
@@ -319,7 +327,7 @@ impl Shared {
                         .filter(|address| !followed.contains_key(address))
                         .collect::<Vec<_>>()
                     {
-                        self.first(&address, None);
+                        self.first(&address, None, NOT_YET);
                         let (shared, at) = (Arc::clone(&self), address.clone());
                         let task = tokio::spawn(async move { shared.follow(at, None).await });
                         followed.insert(address, Followed(task));

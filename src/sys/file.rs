@@ -408,39 +408,6 @@ pub fn drop_preallocation(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a lock is for its holder alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sharing {
-    /// Nobody else has it meanwhile.
-    Alone,
-    /// Others may have it likewise.
-    Shared,
-}
-
-/// A lock on one byte of a file, held until this value is dropped or the process ends.
-#[derive(Debug)]
-pub struct ByteLock {
-    _file: File,
-}
-
-impl ByteLock {
-    /// Takes the lock, or `None` where somebody else has it. `file` must be an opening of its own.
-    ///
-    /// # Errors
-    /// Those of fcntl(2).
-    pub fn try_take(file: File, byte: i64, sharing: Sharing) -> io::Result<Option<Self>> {
-        let others = match sharing {
-            Sharing::Alone => raw::Others::None,
-            Sharing::Shared => raw::Others::Readers,
-        };
-        match raw::lock_byte(file.as_fd(), byte, others) {
-            Ok(()) => Ok(Some(Self { _file: file })),
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-}
-
 /// Proof that nobody else uses a file in a way that matters. Such openers are refused or wait, but not for ever: the
 /// kernel ends a lease that is in somebody's way after a while (/proc/sys/fs/lease-break-time).
 #[derive(Debug)]

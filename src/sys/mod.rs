@@ -10,6 +10,7 @@ pub mod foreign;
 pub mod grow;
 pub mod host;
 pub mod kernel;
+pub mod lock;
 pub mod loopdev;
 pub mod minder;
 pub mod mount;

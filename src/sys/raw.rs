@@ -254,10 +254,15 @@ pub(super) fn btrfs_device(mount: BorrowedFd<'_>) -> io::Result<Box<BtrfsDevice>
 /// Takes a lock on one byte of a file, or fails at once (EAGAIN). The lock belongs to the open file (`F_OFD_SETLK`,
 /// fcntl(2)): it is gone when the last descriptor of this opening is closed, however we end.
 pub(super) fn lock_byte(file: BorrowedFd<'_>, byte: i64, others: Others) -> io::Result<()> {
-    let kind = match others {
-        Others::None => libc::F_WRLCK,
-        Others::Readers => libc::F_RDLCK,
-    };
+    set_lock(file, byte, if matches!(others, Others::None) { libc::F_WRLCK } else { libc::F_RDLCK })
+}
+
+/// Gives up what [`lock_byte`] took, whoever else has a copy of the descriptor.
+pub(super) fn unlock_byte(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+    set_lock(file, byte, libc::F_UNLCK)
+}
+
+fn set_lock(file: BorrowedFd<'_>, byte: i64, kind: i32) -> io::Result<()> {
     // SAFETY: `flock` is plain data for which all zeros is a valid value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     // Zero is `SEEK_SET` and a process id of zero, as this kind of lock wants them.

@@ -85,6 +85,31 @@ async fn one_that_accepts_and_says_nothing_holds_up_nobody() {
 }
 
 #[tokio::test]
+async fn one_that_is_expected_behind_a_name_is_missing_until_it_is_met() {
+    let (authority, mut hosts) = two().await;
+    let name = hosts[0].address.to_string();
+    let list = || Request::new(ListVolumesRequest::default());
+    let routed = Routed::behind(authority.of(Role::Router), &name, &["n1", "n2"]).await;
+    routed.sees(&hosts[0].node, true).await;
+    let volume = routed.create(new_on("a", &["n1"])).await.unwrap();
+    let why = check(routed.router.list_volumes(list()).await, Code::Unavailable);
+    assert!(why.contains("n2") && !why.contains("n1"), "{why}");
+    check(routed.router.create_volume(Request::new(new_on("b", &["n2"]))).await, Code::Unavailable);
+    // The same name, and nobody else expected there.
+    let routed = Routed::behind(authority.of(Role::Router), &name, &["n1"]).await;
+    routed.sees(&hosts[0].node, true).await;
+    assert_eq!(routed.router.list_volumes(list()).await.unwrap().into_inner().entries.len(), 1);
+    hosts[0].stop();
+    routed.sees(&hosts[0].node, false).await;
+    check(routed.router.controller_get_volume(get(&volume.volume_id)).await, Code::Unavailable);
+    check(routed.router.list_volumes(list()).await, Code::Unavailable);
+    // A router that starts now has never met it, and knows that there is one.
+    let routed = Routed::behind(authority.of(Role::Router), &name, &["n1"]).await;
+    check(routed.router.create_volume(Request::new(new_on("a", &["n1"]))).await, Code::Unavailable);
+    check(routed.router.list_volumes(list()).await, Code::Unavailable);
+}
+
+#[tokio::test]
 async fn what_was_forgotten_counts_as_gone_and_is_refused_if_it_returns() {
     let (authority, hosts) = two().await;
     let known = addresses(&hosts);
@@ -117,4 +142,13 @@ async fn what_was_forgotten_counts_as_gone_and_is_refused_if_it_returns() {
     // Taken off the lists, all is as it was.
     let routed = Routed::over(authority.of(Role::Router), &known, Told::default()).await;
     check(routed.router.controller_get_volume(get(&lost.volume_id)).await, Code::Ok);
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_looked_up_is_no_empty_list() {
+    let (authority, _hosts) = two().await;
+    let blind = Routed::behind(authority.of(Role::Router), "nobody.invalid:1", &[]).await;
+    let list = ListVolumesRequest::default();
+    let said = check(blind.router.list_volumes(Request::new(list)).await, Code::Unavailable);
+    assert!(said.contains("nobody.invalid"), "{said}");
 }

@@ -197,6 +197,21 @@ pub(crate) struct Routed {
 
 impl Routed {
     pub(crate) async fn over(credentials: Credentials, hosts: &[(&str, SocketAddr)], told: Told) -> Self {
+        Self::watching(credentials, &listed(hosts), None, told).await
+    }
+
+    /// Those behind a name, among which these are expected.
+    pub(crate) async fn behind(credentials: Credentials, name: &str, expected: &[&str]) -> Self {
+        let list = expected.iter().map(|node| (node.parse().unwrap(), String::new())).collect();
+        Self::watching(credentials, &list, Some(name), Told::default()).await
+    }
+
+    async fn watching(
+        credentials: Credentials,
+        list: &BTreeMap<NodeId, String>,
+        dns: Option<&str>,
+        told: Told,
+    ) -> Self {
         let mut pools = Pools::new();
         told.forgotten_pools.iter().for_each(|id| pools.forget(*id));
         let pools = Arc::new(pools);
@@ -208,8 +223,7 @@ impl Routed {
             forgotten_hosts: told.forgotten_hosts,
             forgotten_pools: told.forgotten_pools,
         };
-        let list = listed(hosts);
-        let watching = Watching::start(settings, credentials, &list, None, None);
+        let watching = Watching::start(settings, credentials, list, dns, None);
         watching.first_look(PATIENCE).await;
         let router = Router::new(watching.view(), own, DRIVER, told.default_host);
         Self { router, _watching: watching }

@@ -10,7 +10,8 @@ use crate::{
     pool::{Role, byte_of, record::Timestamp},
     sys::{
         device::Inode,
-        file::{Access, ByteLock, Directory, Sharing, stat},
+        file::{Access, Directory, stat},
+        lock::{ByteLock, Sharing},
     },
 };
 

@@ -28,7 +28,8 @@ use crate::{
     sys::{
         cmd::Commands,
         device::DeviceNumber,
-        file::{self, Access, ByteLock, Directory, Sharing, sole_use},
+        file::{self, Access, Directory, sole_use},
+        lock::{ByteLock, Sharing},
         minder::Minder,
         superblock::{self, Contents},
     },

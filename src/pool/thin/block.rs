@@ -25,7 +25,7 @@ use crate::{
         device,
         disk::Disk,
         dm::{Info, Line, Mapper, OURS},
-        file::ByteLock,
+        lock::ByteLock,
     },
 };
 

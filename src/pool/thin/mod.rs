@@ -27,7 +27,7 @@ use crate::{
     bytes::Bytes,
     error::{Chain, Error, ErrorKind, Result},
     id::{GroupId, PoolId, SnapshotId, VolumeId},
-    sys::{cmd::Commands, device::DeviceNumber, file::ByteLock, minder::Minder, superblock::Contents},
+    sys::{cmd::Commands, device::DeviceNumber, lock::ByteLock, minder::Minder, superblock::Contents},
 };
 
 mod below;

@@ -14,7 +14,7 @@ use crate::{
     error::{Doing, Error, ErrorKind, Result},
     id::{PoolId, VolumeId},
     pool::{Role, Sharing, byte_of, fill::Part},
-    sys::{cmd::Commands, device::DeviceNumber, dm::Mapper, file::ByteLock},
+    sys::{cmd::Commands, device::DeviceNumber, dm::Mapper, lock::ByteLock},
 };
 
 /// Where a pool is.
