@@ -83,6 +83,11 @@ test-nomad: ## The real Nomad, server and two clients, built from Go modules at 
 	cargo build --release --locked
 	$(SUDO) env PATH="$$PATH" tests/nomad/run
 
+test-kubernetes: image ## Lagan in a real Kubernetes of two nodes on this machine, as root; the first time half an hour of building: CASES="10-volumes"
+	@.ci/prepare kubernetes
+	tests/kubernetes/build
+	$(SUDO) tests/kubernetes/run
+
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare
 

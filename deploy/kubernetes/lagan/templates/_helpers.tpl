@@ -99,6 +99,8 @@ endpoint = "unix:///run/lagan/csi.sock"
 [cluster]
 certificates = "/etc/lagan/certs"
 dns = "{{ .Release.Name }}-hosts.{{ .Release.Namespace }}.svc:9735"
+# The provisioner names the pod's node first and all others after it, since a copy can only be made where its source is.
+first_only = true
 {{- with .Values.router.defaultHost }}
 default_host = {{ . | quote }}
 {{- end }}
