@@ -12,7 +12,8 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(CURDIR)/target/tools:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo image image-arm64 test-image test lint unit chart manifest kernel sanity sanity-programs test-vm test-upgrade bench bench-router bench-vm torture-vm audit clean
+# No target is a file.
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +82,11 @@ test-upgrade: ## From an earlier build to this one and back, under a volume in u
 	git archive $(BEFORE) | tar -x -C target/before/source
 	cargo build --locked --manifest-path target/before/source/Cargo.toml --target-dir target/before/build
 	LAGAN_BEFORE=$(CURDIR)/target/before/build/debug/lagan cargo test $(AS_ROOT) --locked --test upgrade
+
+test-nomad: ## The real Nomad, server and two clients, built from Go modules at first, as root
+	@.ci/prepare build nomad
+	cargo build --release --locked
+	$(SUDO) env PATH="$$PATH" tests/nomad/run
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare

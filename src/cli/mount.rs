@@ -93,6 +93,9 @@ pub(super) async fn mount(config: &Config, args: MountArgs) -> Result<()> {
     let place = Place::of(config, args.id, &args.path)?;
     let daemon = Daemon::connect(config).await?;
     let node_id = node_id(&daemon).await?;
+    if let Some(parent) = place.staging.parent() {
+        fs::create_dir_all(parent).doing(|| format!("make {}", parent.display()))?;
+    }
     let request = ControllerPublishVolumeRequest {
         volume_id: args.id.to_string(),
         node_id,

@@ -4,6 +4,11 @@ variable "volume" {
   type = string
 }
 
+variable "plugin_type" {
+  type    = string
+  default = "monolith"
+}
+
 job "app" {
   group "app" {
     volume "data" {
@@ -23,7 +28,7 @@ job "app" {
 
       config {
         command = "/bin/chown"
-        args    = ["nobody", "/opt/nomad/data/client/csi/monolith/lagan/per-alloc/${NOMAD_ALLOC_ID}/${var.volume}/rw-file-system-single-node-writer"]
+        args    = ["nobody", "/opt/nomad/data/client/csi/${var.plugin_type}/lagan/per-alloc/${NOMAD_ALLOC_ID}/${var.volume}/rw-file-system-single-node-writer"]
       }
 
       resources {

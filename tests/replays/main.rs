@@ -10,6 +10,7 @@ mod fields;
 mod mesos;
 mod nomad;
 mod others;
+mod pages;
 #[path = "../support/requests.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod requests;

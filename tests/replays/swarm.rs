@@ -16,6 +16,7 @@ use lagan::proto::{
     plugin_capability::service::Type as Service,
     volume_capability::{AccessMode, access_mode::Mode},
 };
+use serde_json::Value;
 use tonic::{Code, Response, Status};
 
 use crate::{
@@ -25,24 +26,19 @@ use crate::{
     rig::{Daemon, Ground, Kind, MIB, write},
 };
 
-/// What dockerd makes of `config.json`: a root with the host's `/dev`, and the propagated mount. Programs and libraries
-/// are the host's own here; those of an image are the matter of `deploy/swarm/build`.
+/// What dockerd makes of `deploy/swarm/config.json` and of what `deploy/swarm/build` has made: the mounts that it names,
+/// the capabilities of a container with those that it adds, its entry point.
 const ENTER: &str = r#"
-for name in bin sbin lib lib64; do
-	if [ -L "/$name" ]; then cp -a "/$name" "$ROOT/$name"; fi
-done
-for name in bin sbin lib lib64 usr etc dev proc sys; do
-	[ -d "/$name" ] && [ ! -L "/$name" ] || continue
-	mkdir -p "$ROOT/$name"
-	mount --rbind "/$name" "$ROOT/$name"
-done
-mkdir -p "$ROOT/data/published" "$ROOT/run/docker/plugins" "$ROOT/srv" "$ROOT/tmp"
-mount --rbind "$PUBLISHED" "$ROOT/data/published"
-mount --bind "$POOL" "$ROOT/srv"
-touch "$ROOT/lagan"
-mount --bind "$LAGAN" "$ROOT/lagan"
-exec chroot "$ROOT" /lagan --config /lagan.toml serve --log-level debug
+mount -t proc proc "$ROOT/proc"
+mount --rbind /sys "$ROOT/sys"
+while read -r source destination; do
+	mount --rbind "$source" "$ROOT$destination"
+done <<<"$MOUNTS"
+exec setpriv --bounding-set "$CAPABILITIES" chroot "$ROOT" $ENTRYPOINT --log-level debug
 "#;
+/// Those of any container of Docker's.
+const CAPABILITIES: &str = "-all,+chown,+dac_override,+fsetid,+fowner,+mknod,+net_raw,+setgid,+setuid,+setfcap,+setpcap,\
+                            +net_bind_service,+sys_chroot,+kill,+audit_write";
 const CONFIG: &str = "node_id = \"n1\"\nhttp = \"off\"\n[[pool]]\nname = \"p\"\nkind = \"file\"\n\
                       path = \"/srv/pool\"\novercommit_percent = 10000\n";
 
@@ -51,32 +47,71 @@ struct Plugin<'g> {
     ground: &'g Ground,
     root: PathBuf,
     published: PathBuf,
+    config: Value,
 }
 
 impl<'g> Plugin<'g> {
     fn install(ground: &'g Ground) -> Self {
-        let (root, published) = (ground.root.join("rootfs"), ground.root.join("propagated-mount"));
+        let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/swarm/build");
+        let made = text(&ground.root.join("plugin"));
+        run(&text(&build), &[&made, env!("CARGO_BIN_EXE_lagan")]);
+        let config = fs::read(format!("{made}/config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        let (root, published) =
+            (PathBuf::from(format!("{made}/rootfs")), ground.root.join("propagated-mount"));
+        fs::create_dir(&published).unwrap();
         for directory in [&root, &published] {
-            fs::create_dir(directory).unwrap();
             run("mount", &["--bind", &text(directory), &text(directory)]);
         }
         run("mount", &["--make-private", &text(&root)]);
         run("mount", &["--make-shared", &text(&published)]);
-        fs::write(root.join("lagan.toml"), CONFIG).unwrap();
-        Self { ground, root, published }
+        fs::create_dir(ground.root.join("etc")).unwrap();
+        fs::write(ground.root.join("etc/config.toml"), CONFIG).unwrap();
+        Self { ground, root, published, config }
+    }
+
+    /// Each mount of the configuration, from a place of the test where the host's is another's.
+    fn mounts(&self) -> String {
+        let ground = &self.ground.root;
+        let mut lines =
+            format!("{} {}\n", text(&self.published), self.config["propagatedMount"].as_str().unwrap());
+        for mount in self.config["mounts"].as_array().unwrap() {
+            let source = match mount["source"].as_str().unwrap() {
+                "/etc/lagan" => text(&ground.join("etc")),
+                "/var/lib/lagan" => text(&ground.join("state")),
+                "/srv" => text(&ground.join("disk")),
+                source => source.to_owned(),
+            };
+            lines += &format!("{source} {}\n", mount["destination"].as_str().unwrap());
+        }
+        lines.trim_end().to_owned()
     }
 
     #[expect(clippy::disallowed_methods, reason = "tests do what dockerd would")]
     async fn start(&self) -> Daemon {
-        let socket = self.root.join("run/docker/plugins/lagan.sock");
+        let words = |value: &Value| -> Vec<String> {
+            value.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+        };
+        let interface = &self.config["interface"];
+        assert_eq!(words(&interface["types"]), ["docker.csicontroller/1.0", "docker.csinode/1.0"]);
+        let endpoint = &self.config["env"][0];
+        let socket = format!("/run/docker/plugins/{}", interface["socket"].as_str().unwrap());
+        assert_eq!(
+            (endpoint["name"].as_str(), endpoint["value"].as_str()),
+            (Some("CSI_ENDPOINT"), Some(&*socket))
+        );
+        // What this machine's root has not itself, nobody can be given.
+        let added = words(&self.config["linux"]["capabilities"]);
+        let added =
+            added.iter().map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
         let log = File::options().create(true).append(true).open(self.ground.log()).unwrap();
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "unchanged", "sh", "-euc", ENTER]);
-        command.env("ROOT", &self.root).env("PUBLISHED", &self.published);
-        command.env("POOL", self.ground.root.join("disk")).env("LAGAN", env!("CARGO_BIN_EXE_lagan"));
-        command.env("CSI_ENDPOINT", "/run/docker/plugins/lagan.sock");
+        command.args(["--mount", "--propagation", "unchanged", "bash", "-euc", ENTER]);
+        command.env("ROOT", &self.root).env("MOUNTS", self.mounts());
+        command.env("CAPABILITIES", CAPABILITIES.to_owned() + &added.collect::<String>());
+        command.env("ENTRYPOINT", words(&self.config["entrypoint"]).join(" ")).env("CSI_ENDPOINT", &socket);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        Daemon::connect(child, socket, self.ground.log()).await
+        Daemon::connect(child, self.root.join(&socket[1..]), self.ground.log()).await
     }
 
     /// Where a task's container gets a volume from.
