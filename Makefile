@@ -13,10 +13,10 @@ VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 export PATH := $(CURDIR)/target/go/bin:$(CURDIR)/target/tools:$(PATH):/usr/sbin:/sbin
 
 # No target is a file.
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile)
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)
 
 help: ## Say what there is
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build the one binary, target/release/lagan
 	@.ci/prepare build
@@ -28,6 +28,11 @@ demo: build ## Show the main job on a throw-away pool
 image: build ## Make the container image, an OCI archive below target/image, without a registry
 	@.ci/prepare image
 	deploy/image/build $$(dpkg --print-architecture) $(LAGAN) target/image
+
+image-arm64: ## The same for arm64, its binary built here by a compiler for it
+	@.ci/prepare build image cross
+	deploy/image/cross
+	deploy/image/build arm64 target/cross/target/aarch64-unknown-linux-gnu/release/lagan target/image
 
 test-image: build ## Make it twice and compare; run what is in it on a root that cannot be written, as root
 	@.ci/prepare image
