@@ -5,15 +5,18 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner = "$(SUDO)"')
 LAGAN := target/release/lagan
+# The last build whose records and volumes are there to be taken over.
+BEFORE ?= bac3b8f
 # Another Debian release in the virtual machine has to be installed first.
 VM_GUEST := $(if $(filter-out bookworm,$(GUEST)),guest)
 # A Go that .ci/prepare had to fetch comes first.
 export PATH := $(CURDIR)/target/go/bin:$(CURDIR)/target/tools:$(PATH):/usr/sbin:/sbin
 
-.PHONY: help build demo image test-image test lint unit chart manifest kernel sanity sanity-programs test-vm test-kubernetes bench bench-router bench-vm torture-vm audit clean
+# No target is a file.
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)
 
 help: ## Say what there is
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build the one binary, target/release/lagan
 	@.ci/prepare build
@@ -25,6 +28,11 @@ demo: build ## Show the main job on a throw-away pool
 image: build ## Make the container image, an OCI archive below target/image, without a registry
 	@.ci/prepare image
 	deploy/image/build $$(dpkg --print-architecture) $(LAGAN) target/image
+
+image-arm64: ## The same for arm64, its binary built here by a compiler for it
+	@.ci/prepare build image cross
+	deploy/image/cross
+	deploy/image/build arm64 target/cross/target/aarch64-unknown-linux-gnu/release/lagan target/image
 
 test-image: build ## Make it twice and compare; run what is in it on a root that cannot be written, as root
 	@.ci/prepare image
@@ -42,17 +50,18 @@ lint: ## Formatting, lints, documentation
 unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
 	cargo test --locked --lib
 	cargo test --locked --doc
-	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet
+	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy
 
-# What the tests read lies outside their module, where a cached result would not see a change.
+# What the tests read lies outside their module, where a cached result would not see a change. vet would also look into all of
+# Kubernetes below them, for minutes.
 chart: ## The Helm chart: linted, rendered, read as the API server would; schema, manifest, alerts, dashboard
-	cd deploy/kubernetes/check && go vet ./... && go test -count=1 ./...
+	cd deploy/kubernetes/check && go test -count=1 -vet=off ./...
 
 manifest: ## Make deploy/kubernetes/lagan.yaml from the chart
 	cd deploy/kubernetes/check && go run . >../lagan.yaml.new && mv ../lagan.yaml.new ../lagan.yaml
 
-kernel: ## Tests on real loop devices and filesystems, as root
-	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel
+kernel: ## Tests on real loop devices and filesystems, and the calls of each orchestrator replayed, as root
+	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel --test replays
 
 sanity: sanity-programs ## The real csi-sanity, twelve runs, four of them through a router, as root
 	cargo build --release --locked
@@ -62,10 +71,22 @@ sanity-programs:
 	cd csi-sanity && go build -o ../target/ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 	cd csi-sanity && go test -c -o ../target/csi-sanity-extra .
 
-test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine, as root: GUEST=trixie, FSTYPES="ext4 xfs btrfs"
+test-vm: sanity-programs ## Tests on LVM and device-mapper in a virtual machine, as root: FULL=1, GUEST=trixie, FSTYPES="ext4 xfs btrfs"
 	@.ci/prepare vm $(VM_GUEST)
 	cargo build --release --locked
-	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-4500} tests/vm/run env FULL="$(FULL)" FSTYPES="$(FSTYPES)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
+
+test-upgrade: ## From an earlier build to this one and back, under a volume in use, as root: BEFORE=commit
+	@.ci/prepare build test
+	rm -rf target/before/source && mkdir -p target/before/source
+	git archive $(BEFORE) | tar -x -C target/before/source
+	cargo build --locked --manifest-path target/before/source/Cargo.toml --target-dir target/before/build
+	LAGAN_BEFORE=$(CURDIR)/target/before/build/debug/lagan cargo test $(AS_ROOT) --locked --test upgrade
+
+test-nomad: ## The real Nomad, server and two clients, built from Go modules at first, as root
+	@.ci/prepare build nomad
+	cargo build --release --locked
+	$(SUDO) env PATH="$$PATH" tests/nomad/run
 
 test-kubernetes: image ## Lagan in a real Kubernetes of two nodes on this machine, as root; the first time half an hour of building: CASES="10-volumes"
 	@.ci/prepare kubernetes
@@ -87,7 +108,7 @@ bench-vm: ## Measure a thin pool beside the commands of LVM, in the virtual mach
 torture-vm: sanity-programs ## The same at every point: POINTS=all, or so many; COMMANDS=500 of LVM beside; in pieces: ONLY="thin kills::" OPERATIONS="clone grow"
 	@.ci/prepare build test vm $(VM_GUEST)
 	cargo build --release --locked
-	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
+	$(SUDO) env VM_TIMEOUT=$${VM_TIMEOUT:-28800} tests/vm/run env FULL=1 POINTS=$${POINTS:-all} COMMANDS=$${COMMANDS:-500} \
 		ONLY="$(ONLY)" OPERATIONS="$(OPERATIONS)" FSTYPES="$(or $(FSTYPES),ext4 xfs btrfs)" tests/vm/all $$(tests/vm/programs contracts thin kernel power)
 
 audit: ## Licences, bans and sources of everything that is linked (compiles cargo-deny first)

@@ -17,6 +17,7 @@ mod demo;
 mod doctor;
 mod host;
 mod import;
+mod mount;
 mod out;
 mod pool;
 mod serve;
@@ -107,11 +108,15 @@ impl Common {
         }
     }
 
+    /// The file of the configuration, where there is one.
+    fn file(&self) -> Option<PathBuf> {
+        let default = PathBuf::from(CONFIG);
+        self.config.clone().or_else(|| default.exists().then_some(default))
+    }
+
     /// Reads the configuration.
     fn load(&self, mode: Mode) -> Result<Config> {
-        let default = PathBuf::from(CONFIG);
-        let file = self.config.clone().or_else(|| default.exists().then_some(default));
-        config::load(file.as_deref(), mode, &self.overrides())
+        config::load(self.file().as_deref(), mode, &self.overrides())
             .map_err(|problems| Error::new(ErrorKind::Invalid, problems.to_string()))
     }
 }

@@ -39,17 +39,19 @@ impl Rows {
         self.rows.push(values.into());
     }
 
+    /// All of them, as JSON objects.
+    pub(super) fn json(&self) -> String {
+        let object = |row: &Vec<Value>| -> Value {
+            let fields = self.columns.iter().zip(row);
+            Value::Object(fields.map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
+        };
+        format!("{:#}", Value::Array(self.rows.iter().map(object).collect()))
+    }
+
     /// Prints all of them.
     pub(super) fn print(&self, output: Output) -> Result<()> {
         match output {
-            Output::Json => {
-                let object = |row: &Vec<Value>| -> Value {
-                    let fields = self.columns.iter().zip(row);
-                    Value::Object(fields.map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
-                };
-                let all: Vec<Value> = self.rows.iter().map(object).collect();
-                line(&format!("{:#}", Value::Array(all)))
-            }
+            Output::Json => line(&self.json()),
             Output::Table => {
                 let mut table = Table::new();
                 table.load_style(presets::NOTHING);

@@ -128,8 +128,10 @@ pub(super) enum PoolCommand {
 pub(super) fn run(common: &Common, command: PoolCommand) -> Result<ExitCode> {
     let config = common.load(Mode::All)?;
     match command {
-        PoolCommand::List => block_on(list(&config, None, common.output))?,
-        PoolCommand::Show { name } => block_on(list(&config, Some(&name), common.output))?,
+        PoolCommand::List => block_on(listed(&config, None, common.output))?.print(common.output)?,
+        PoolCommand::Show { name } => {
+            block_on(listed(&config, Some(&name), common.output))?.print(common.output)?;
+        }
         PoolCommand::Init { place, image, destroy } => {
             init(&config, &place.place(), image, destroy.as_deref())?
         }
@@ -240,7 +242,7 @@ fn configuration_of(place: &Place) -> String {
     format!("[[pool]]\nname = {name:?}\n{place}")
 }
 
-async fn list(config: &Config, only: Option<&PoolName>, output: Output) -> Result<()> {
+pub(super) async fn listed(config: &Config, only: Option<&PoolName>, output: Output) -> Result<out::Rows> {
     let daemon = Daemon::connect(config).await?;
     let mut rows = out::Rows::new(&["name", "kind", "place", "id", "available", "largest_volume", "state"]);
     let wanted: Vec<_> =
@@ -269,7 +271,7 @@ async fn list(config: &Config, only: Option<&PoolName>, output: Output) -> Resul
             state.into(),
         ]);
     }
-    rows.print(output)
+    Ok(rows)
 }
 
 fn identity(place: &Place) -> Value {

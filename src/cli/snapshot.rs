@@ -72,7 +72,7 @@ pub(super) fn run(common: &Common, command: SnapshotCommand) -> Result<ExitCode>
     let config = common.load(Mode::All)?;
     let output = common.output;
     match command {
-        SnapshotCommand::List { volume } => block_on(list(&config, volume, output))?,
+        SnapshotCommand::List { volume } => block_on(listed(&config, volume, output))?.print(output)?,
         SnapshotCommand::Show { id } => block_on(show(&config, id, output))?,
         SnapshotCommand::Create { name, volumes } => match *volumes {
             [volume] => block_on(create(&config, name, volume, output))?,
@@ -107,16 +107,16 @@ fn row(snapshot: &proto::Snapshot, output: Output) -> [Value; 5] {
     ]
 }
 
-fn print(snapshots: &[proto::Snapshot], output: Output) -> Result<()> {
+fn rows(snapshots: &[proto::Snapshot], output: Output) -> out::Rows {
     let mut rows = out::Rows::new(COLUMNS);
     for snapshot in snapshots {
         rows.add(row(snapshot, output));
     }
-    rows.print(output)
+    rows
 }
 
-async fn list(config: &Config, volume: Option<VolumeId>, output: Output) -> Result<()> {
-    print(&all(&Daemon::connect(config).await?, volume).await?, output)
+pub(super) async fn listed(config: &Config, volume: Option<VolumeId>, output: Output) -> Result<out::Rows> {
+    Ok(rows(&all(&Daemon::connect(config).await?, volume).await?, output))
 }
 
 async fn all(daemon: &Daemon, volume: Option<VolumeId>) -> Result<Vec<proto::Snapshot>> {
@@ -153,11 +153,11 @@ async fn members(daemon: &Daemon, id: GroupId) -> Result<Vec<proto::Snapshot>> {
 async fn show(config: &Config, id: Subject, output: Output) -> Result<()> {
     let daemon = Daemon::connect(config).await?;
     match id {
-        Subject::Group(id) => print(&members(&daemon, id).await?, output),
+        Subject::Group(id) => rows(&members(&daemon, id).await?, output).print(output),
         Subject::One(id) => {
             let request = GetSnapshotRequest { snapshot_id: id.to_string(), ..GetSnapshotRequest::default() };
             let answer = daemon.controller().get_snapshot(request).await.map_err(refused)?;
-            print(&answer.into_inner().snapshot.into_iter().collect::<Vec<_>>(), output)
+            rows(&answer.into_inner().snapshot.into_iter().collect::<Vec<_>>(), output).print(output)
         }
     }
 }
@@ -191,7 +191,7 @@ async fn create(config: &Config, name: String, volume: VolumeId, output: Output)
     };
     let call = controller.create_snapshot(request);
     let answer = with_progress(config, &name, call).await.map_err(refused)?.into_inner();
-    print(&answer.snapshot.into_iter().collect::<Vec<_>>(), output)
+    rows(&answer.snapshot.into_iter().collect::<Vec<_>>(), output).print(output)
 }
 
 async fn create_group(config: &Config, name: String, volumes: &[VolumeId], output: Output) -> Result<()> {
@@ -203,5 +203,5 @@ async fn create_group(config: &Config, name: String, volumes: &[VolumeId], outpu
     };
     let call = groups.create_volume_group_snapshot(request);
     let answer = with_progress(config, &name, call).await.map_err(refused)?.into_inner();
-    print(&answer.group_snapshot.map(|group| group.snapshots).unwrap_or_default(), output)
+    rows(&answer.group_snapshot.map(|group| group.snapshots).unwrap_or_default(), output).print(output)
 }

@@ -9,6 +9,7 @@ use super::{
     Common, Output, block_on,
     client::{Daemon, refused, with_progress},
     import::{ImportArgs, import},
+    mount::{self, GrowArgs, MountArgs, UnmountArgs},
     out,
 };
 use crate::{
@@ -48,6 +49,12 @@ pub(super) enum VolumeCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Use a volume on this host, where no orchestrator does it.
+    Mount(MountArgs),
+    /// The way back.
+    Unmount(UnmountArgs),
+    /// Make a volume longer, in use or not.
+    Grow(GrowArgs),
     /// Take back the right of a node to use a volume, where the orchestrator that gave it is no more. What is in use
     /// stays.
     Unpublish {
@@ -94,7 +101,7 @@ pub(super) fn run(common: &Common, command: VolumeCommand) -> Result<ExitCode> {
     let config = common.load(Mode::All)?;
     let output = common.output;
     match command {
-        VolumeCommand::List => block_on(list(&config, output))?,
+        VolumeCommand::List => block_on(listed(&config, output))?.print(output)?,
         VolumeCommand::Show { id } => block_on(show(&config, id, output))?,
         VolumeCommand::Create(args) => block_on(create(&config, args, output))?,
         VolumeCommand::Import(args) => {
@@ -104,6 +111,9 @@ pub(super) fn run(common: &Common, command: VolumeCommand) -> Result<ExitCode> {
             rows.print(output)?;
         }
         VolumeCommand::Delete { id, yes } => return delete(&config, id, yes),
+        VolumeCommand::Mount(args) => block_on(mount::mount(&config, args))?,
+        VolumeCommand::Unmount(args) => block_on(mount::unmount(&config, args))?,
+        VolumeCommand::Grow(args) => block_on(mount::grow(&config, args))?,
         VolumeCommand::Unpublish { id, node } => block_on(unpublish(&config, id, node))?,
         VolumeCommand::Trim { id } => trim(&config, id)?,
     }
@@ -146,7 +156,7 @@ async fn get(daemon: &Daemon, id: VolumeId) -> Result<ControllerGetVolumeRespons
     Ok(daemon.controller().controller_get_volume(request).await.map_err(refused)?.into_inner())
 }
 
-async fn list(config: &Config, output: Output) -> Result<()> {
+pub(super) async fn listed(config: &Config, output: Output) -> Result<out::Rows> {
     let mut controller = Daemon::connect(config).await?.controller();
     let mut rows = out::Rows::new(COLUMNS);
     let mut starting_token = String::new();
@@ -159,7 +169,7 @@ async fn list(config: &Config, output: Output) -> Result<()> {
         }
         starting_token = page.next_token;
         if starting_token.is_empty() {
-            return rows.print(output);
+            return Ok(rows);
         }
     }
 }

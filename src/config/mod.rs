@@ -176,8 +176,8 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Where orchestrators keep staging and target paths unless told otherwise.
-const TARGET_ROOTS: [&str; 8] = [
+/// Where orchestrators keep staging and target paths unless told otherwise; last, where there is none.
+const TARGET_ROOTS: [&str; 9] = [
     "/var/lib/kubelet",
     "/opt/nomad/data/client/csi",
     "/var/lib/nomad/client/csi",
@@ -186,6 +186,7 @@ const TARGET_ROOTS: [&str; 8] = [
     "/var/run/mesos",
     "/data/staged",
     "/data/published",
+    "/srv/volumes",
 ];
 const DEFAULT_ENDPOINT: &str = "unix:///run/lagan/csi.sock";
 

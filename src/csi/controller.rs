@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status, async_trait};
 use super::{Call, Edge, answers, fields, import, not_offered, note, requests, status};
 use crate::{
     blocking::apart,
+    bytes::Bytes,
     capability::Access,
     engine::{
         Engine,
@@ -277,9 +278,12 @@ impl Controller for ControllerService {
             other => other.map_err(status)?,
         };
         let minimum = parameters.filesystem.map_or(room.minimum, Filesystem::minimum);
+        // Mesos counts in megabytes with three digits after the point. It offers what is said here, and asks for exactly
+        // what it offered: a part of a megabyte would come back as a size that no volume can have.
+        let whole = |size: Bytes| size.round_down(Bytes::mib(1)).signed();
         Ok(Response::new(GetCapacityResponse {
-            available_capacity: room.available.signed(),
-            maximum_volume_size: Some(room.maximum.signed()),
+            available_capacity: whole(room.available),
+            maximum_volume_size: Some(whole(room.maximum)),
             minimum_volume_size: Some(minimum.signed()),
         }))
     }

@@ -135,6 +135,15 @@ pub(super) fn capability(
     Ok(Capability { access, mode })
 }
 
+/// The same at a node, which finds in the record what the volume holds: one without an access type is a mount of that.
+pub(super) fn capability_at_node(capability: Option<&proto::VolumeCapability>) -> Result<Capability> {
+    let typed = capability.map(|capability| proto::VolumeCapability {
+        access_mode: capability.access_mode,
+        access_type: capability.access_type.clone().or_else(|| Some(AccessType::Mount(Default::default()))),
+    });
+    self::capability(typed.as_ref(), None)
+}
+
 fn mount(mount: &proto::volume_capability::MountVolume, default: Option<Filesystem>) -> Result<Access> {
     check_mount_form(mount)?;
     if !mount.volume_mount_group.is_empty() {
@@ -251,6 +260,10 @@ mod tests {
         assert_eq!(mount.access, Access::Mount { filesystem: Some(Filesystem::Xfs), flags: Vec::new() });
         assert!(capability(None, Some(Filesystem::Xfs)).is_err());
         assert!(capability(Some(&proto::VolumeCapability::default()), Some(Filesystem::Xfs)).is_err());
+        let mount = capability_at_node(Some(&bare)).unwrap();
+        assert_eq!(mount.access, Access::Mount { filesystem: None, flags: Vec::new() });
+        assert!(capability_at_node(None).is_err());
+        assert!(capability_at_node(Some(&proto::VolumeCapability::default())).is_err());
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl NodeRpc for NodeService {
         let parse = || {
             fields::volume_id(&request.volume_id)?;
             let path = fields::path("staging_target_path", &request.staging_target_path)?.to_owned();
-            let capability = fields::capability(request.volume_capability.as_ref(), None)?;
+            let capability = fields::capability_at_node(request.volume_capability.as_ref())?;
             Ok((fields::existing_volume(&request.volume_id)?, path, capability))
         };
         let (id, path, capability) = parse().map_err(status)?;
@@ -96,7 +96,7 @@ impl NodeRpc for NodeService {
         let parse = || {
             fields::volume_id(&request.volume_id)?;
             let target_path = fields::path("target_path", &request.target_path)?.to_owned();
-            let capability = fields::capability(request.volume_capability.as_ref(), None)?;
+            let capability = fields::capability_at_node(request.volume_capability.as_ref())?;
             if request.staging_target_path.is_empty() {
                 return Err(Error::new(
                     ErrorKind::InUse,

@@ -102,3 +102,24 @@ pass_on! { GroupController by GroupControllerClient<Channel>:
     delete_volume_group_snapshot DeleteVolumeGroupSnapshotRequest DeleteVolumeGroupSnapshotResponse
     get_volume_group_snapshot GetVolumeGroupSnapshotRequest GetVolumeGroupSnapshotResponse
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deadline_and_the_trace_go_on_and_nothing_else() {
+        let trace = Trace::of(None);
+        let mut request = Request::new(());
+        request.set_timeout(std::time::Duration::from_secs(7));
+        request.metadata_mut().insert(ONLY_IF_EXISTS, "true".parse().unwrap());
+        request.metadata_mut().insert("authorization", "canary".parse().unwrap());
+        request.extensions_mut().insert(trace);
+        let timeout = request.metadata().get(TIMEOUT).cloned();
+        let onward = onward(request);
+        let metadata = onward.metadata();
+        assert!(timeout.is_some() && metadata.get(TIMEOUT).cloned() == timeout);
+        assert!(metadata.contains_key(ONLY_IF_EXISTS) && !metadata.contains_key("authorization"));
+        assert_eq!(Trace::of(metadata.get(TRACEPARENT).and_then(|header| header.to_str().ok())), trace);
+    }
+}

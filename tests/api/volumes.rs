@@ -213,6 +213,13 @@ async fn capacity_is_what_can_be_created() {
     let room = ask(&mut rig, GetCapacityRequest::default()).await.unwrap().into_inner();
     assert_eq!(room.available_capacity, 95 * GIB, "all but the reserve of 5 %");
     assert_eq!(room.maximum_volume_size, Some(95 * GIB));
+    let mut small = sized("small", 4096, 0);
+    small.volume_capabilities = vec![block(Mode::SingleNodeWriter)];
+    let small = rig.create(small).await.unwrap();
+    let room = ask(&mut rig, GetCapacityRequest::default()).await.unwrap().into_inner();
+    let whole = 95 * GIB - (1 << 20);
+    assert_eq!((room.available_capacity, room.maximum_volume_size), (whole, Some(whole)), "whole MiB");
+    check(rig.controller.delete_volume(delete(&small.volume_id)).await, Code::Ok);
     rig.create(sized("a", 90 * GIB, 0)).await.unwrap();
     let room = ask(&mut rig, GetCapacityRequest::default()).await.unwrap().into_inner();
     assert_eq!(room.available_capacity, 5 * GIB);

@@ -143,3 +143,12 @@ async fn what_was_forgotten_counts_as_gone_and_is_refused_if_it_returns() {
     let routed = Routed::over(authority.of(Role::Router), &known, Told::default()).await;
     check(routed.router.controller_get_volume(get(&lost.volume_id)).await, Code::Ok);
 }
+
+#[tokio::test]
+async fn a_name_that_cannot_be_looked_up_is_no_empty_list() {
+    let (authority, _hosts) = two().await;
+    let blind = Routed::behind(authority.of(Role::Router), "nobody.invalid:1", &[]).await;
+    let list = ListVolumesRequest::default();
+    let said = check(blind.router.list_volumes(Request::new(list)).await, Code::Unavailable);
+    assert!(said.contains("nobody.invalid"), "{said}");
+}

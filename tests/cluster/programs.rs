@@ -1,14 +1,17 @@
 //! The router as a person meets it: the program, its socket, and the commands that look at a cluster.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    io::Read,
     net::TcpListener,
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use lagan::peers::Role;
+use lagan::{id::VolumeId, peers::Role};
 use serde_json::Value;
 
 use crate::rig::{Authority, Host, two};
@@ -124,19 +127,77 @@ async fn a_router_is_used_like_any_driver() {
     assert_eq!(router.json(&["host", "list"]).as_array().unwrap().len(), 1);
 }
 
+/// What the doctor finds: verdict, subject, text.
+fn findings(router: &Router, more: &[&str]) -> Vec<(String, String, String)> {
+    let rows = router.json(&[&["doctor", "--cluster"], more].concat());
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_owned();
+    let finding = |row: &Value| (text(row, "verdict"), text(row, "subject"), text(row, "finding"));
+    rows.as_array().unwrap().iter().map(finding).collect()
+}
+
+#[tokio::test]
+async fn the_doctor_compares_with_what_the_orchestrator_knows() {
+    let (authority, mut hosts) = two().await;
+    let mut router = Router::new(&authority, &hosts, "", "");
+    router.serve();
+    let create = |name: &str| {
+        let made = router.json(&["volume", "create", name, "--size", "1GiB"]);
+        made[0]["id"].as_str().unwrap().to_owned()
+    };
+    let ids: Vec<String> = (0..6).map(|number| create(&number.to_string())).collect();
+    let gone = VolumeId::random(ids[0].parse::<VolumeId>().unwrap().pool).to_string();
+    let list = router.directory.path().join("known");
+    let told = |known: &[&String]| {
+        fs::write(&list, known.iter().map(|id| format!("{id}\n")).collect::<String>()).unwrap();
+        let mut found = findings(&router, &["--known", list.to_str().unwrap()]);
+        found.retain(|(_, subject, _)| subject == "orchestrator" || subject.starts_with("v."));
+        found.into_iter().map(|(verdict, subject, _)| (subject, verdict)).collect::<Vec<_>>()
+    };
+    let all: Vec<&String> = ids.iter().collect();
+    assert_eq!(told(&all), [("orchestrator".to_owned(), "ok".to_owned())]);
+    assert_eq!(told(&all[1..]), [(ids[0].clone(), "warning".to_owned())]);
+    assert_eq!(told(&[&all[..], &[&gone]].concat()), [(gone.clone(), "FAILURE".to_owned())]);
+    // Of a host that does not answer nothing is said to be missing.
+    hosts.iter_mut().for_each(Host::stop);
+    assert_eq!(told(&[&all[..], &[&gone]].concat()), []);
+}
+
+#[tokio::test]
+async fn a_bundle_tells_what_there_is_and_no_secret() {
+    let (authority, hosts) = two().await;
+    let mut router = Router::new(&authority, &hosts, "# password = \"canary\"\n", "");
+    router.serve();
+    let id = router.json(&["volume", "create", "db", "--size", "1GiB"])[0]["id"].as_str().unwrap().to_owned();
+    let file = router.directory.path().join("bundle.tar");
+    let write = || router.run(&["doctor", "--bundle", file.to_str().unwrap()]);
+    let done = write();
+    assert!(done.status.success(), "{done:?}");
+    let mut parts = BTreeMap::new();
+    for entry in tar::Archive::new(fs::File::open(&file).unwrap()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        parts.insert(entry.path().unwrap().to_str().unwrap().to_owned(), text);
+    }
+    let part =
+        |name: &str| parts.get(&format!("lagan/{name}")).unwrap_or_else(|| panic!("{name}: {parts:#?}"));
+    assert!(part("volumes.json").contains(&id) && part("metrics.txt").contains("lagan_host_up"));
+    assert!(part("config.json").contains("certificates") && part("cluster.json").contains("host n1"));
+    assert!(part("about.txt").contains(env!("CARGO_PKG_VERSION")));
+    assert!(part("snapshots.json").trim() == "[]" && part("doctor.json").contains("kernel"));
+    let all: String = parts.into_values().collect();
+    for secret in ["canary", "PRIVATE KEY", "BEGIN CERTIFICATE"] {
+        assert!(!all.contains(secret), "{secret}");
+    }
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!write().status.success(), "it is never overwritten");
+}
+
 #[tokio::test]
 async fn the_doctor_looks_at_every_host() {
     let (authority, mut hosts) = two().await;
     let mut router = Router::new(&authority, &hosts, "", "");
-    let verdicts = |router: &Router| -> Vec<(String, String, String)> {
-        let rows = router.json(&["doctor", "--cluster"]);
-        let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_owned();
-        rows.as_array()
-            .unwrap()
-            .iter()
-            .map(|row| (text(row, "verdict"), text(row, "subject"), text(row, "finding")))
-            .collect()
-    };
+    let verdicts = |router: &Router| findings(router, &[]);
     let well = verdicts(&router);
     assert!(well.iter().all(|(verdict, ..)| verdict == "ok"), "{well:#?}");
     for subject in ["host n1", "host n2", "certificate of n1", "certificate here", "cluster"] {

@@ -59,6 +59,8 @@ pub(crate) struct Ground {
     /// Lines added to the configuration, and to its pool.
     pub(crate) settings: String,
     pub(crate) pool_settings: String,
+    /// The program itself.
+    pub(crate) program: String,
     _machine: MutexGuard<'static, ()>,
 }
 
@@ -82,7 +84,8 @@ impl Ground {
             Kind::On(filesystem) => Some(Disk::new(&root, filesystem, mib)),
         };
         let (http, settings) = ("off", String::new());
-        let ground = Self { root, kind, disk, http, settings, pool_settings, _machine: machine };
+        let program = env!("CARGO_BIN_EXE_lagan").to_owned();
+        let ground = Self { root, kind, disk, http, settings, pool_settings, program, _machine: machine };
         let (pool, size) = (text(&ground.pool()), format!("{mib}MiB"));
         let made = match kind {
             Kind::Image => ground.lagan(&["pool", "init", &pool, "--image", &size]),
@@ -140,11 +143,7 @@ impl Ground {
     #[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
     pub(crate) fn lagan(&self, arguments: &[&str]) -> Output {
         let config = text(&self.write_config());
-        Command::new(env!("CARGO_BIN_EXE_lagan"))
-            .args(["--config", &config])
-            .args(arguments)
-            .output()
-            .unwrap()
+        Command::new(&self.program).args(["--config", &config]).args(arguments).output().unwrap()
     }
 
     /// Starts a daemon without waiting for it.
@@ -157,7 +156,7 @@ impl Ground {
     pub(crate) fn spawn_in(&self, prelude: &str, arguments: &[&str]) -> Child {
         let config = text(&self.write_config());
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
-        let mut lagan = vec![env!("CARGO_BIN_EXE_lagan"), "--config", &config, "serve"];
+        let mut lagan = vec![self.program.as_str(), "--config", &config, "serve"];
         if !arguments.contains(&"--log-level") {
             lagan.extend(["--log-level", "debug"]);
         }
@@ -194,7 +193,7 @@ impl Ground {
         Daemon::connect(child, socket, self.log()).await
     }
 
-    fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.root.join("log")
     }
 
@@ -292,7 +291,8 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    async fn connect(mut child: Child, socket: PathBuf, log: PathBuf) -> Self {
+    /// Waits until a driver that was started answers there.
+    pub(crate) async fn connect(mut child: Child, socket: PathBuf, log: PathBuf) -> Self {
         // An emulated machine may take its time.
         let deadline = Instant::now() + Duration::from_secs(120);
         let channel = loop {

@@ -97,6 +97,11 @@ func read(t *testing.T, values string) objects {
 	if err != nil {
 		t.Fatalf("%s: %v", values, err)
 	}
+	return decoded(t, texts)
+}
+
+func decoded(t *testing.T, texts []string) objects {
+	t.Helper()
 	found := objects{t: t}
 	for _, text := range texts {
 		object, err := decode(text)

@@ -1,18 +1,21 @@
 //! `lagan doctor --cluster`: every host of the configuration, asked from here. Nothing is changed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant, SystemTime},
 };
 
 use tonic::Request;
 
-use super::{Finding, Verdict, finding};
+use super::{
+    Finding, Verdict, finding,
+    orphans::{self, Held},
+};
 use crate::{
     config::Config,
     error::{Error, ErrorKind, Result},
     peers::{Credentials, HostName, Role, certs::days_left},
-    proto::ListVolumesRequest,
+    proto::{ListSnapshotsRequest, ListVolumesRequest},
     router::{Host, Settings, View, Watching},
 };
 
@@ -26,7 +29,8 @@ const CLOCKS: Duration = Duration::from_secs(5);
 /// Volumes by name, with where each is: the host, the id, the nodes that it is published to.
 type Names = BTreeMap<String, Vec<(String, String, Vec<String>)>>;
 
-pub(super) async fn examine(config: &Config) -> Result<Vec<Finding>> {
+/// `known` are the ids that the orchestrator knows, where they are to be compared.
+pub(super) async fn examine(config: &Config, known: Option<&BTreeSet<String>>) -> Result<Vec<Finding>> {
     let none = || Error::new(ErrorKind::Invalid, "the configuration has no [cluster]: this host is alone");
     let cluster = config.cluster.as_ref().ok_or_else(none)?;
     // Whichever certificate there is: a router's may ask for more.
@@ -38,11 +42,19 @@ pub(super) async fn examine(config: &Config) -> Result<Vec<Finding>> {
     watching.first_look(PATIENCE).await;
     let view = std::sync::Arc::clone(&watching.view().borrow());
     let mut findings = vec![examine_certificate("certificate here", credentials.expires())];
-    let mut names = Names::new();
+    let (mut names, mut held) = (Names::new(), Held::default());
     for host in view.hosts() {
-        findings.extend(examine_host(host, &mut names).await);
+        findings.extend(examine_host(host));
+        if let Err(error) = list(host, &mut names, &mut held).await {
+            held.silent.insert(host.node.clone());
+            let what = format!("what it has cannot be listed from here: {error}");
+            findings.extend(
+                host.is_up().then(|| finding(Verdict::Warning, &format!("host {}", host.node), what)),
+            );
+        }
     }
     findings.extend(examine_whole(&view, &names));
+    findings.extend(known.into_iter().flat_map(|known| orphans::judge(&view, &held, known)));
     Ok(findings)
 }
 
@@ -58,13 +70,12 @@ fn examine_certificate(subject: &str, expires: SystemTime) -> Finding {
     }
 }
 
-async fn examine_host(host: &Host, names: &mut Names) -> Vec<Finding> {
+fn examine_host(host: &Host) -> Vec<Finding> {
     let subject = format!("host {}", host.node);
     let mut findings = Vec::new();
-    let member = match host.reach() {
-        Ok(member) => member,
-        Err(error) => return vec![finding(Verdict::Failure, &subject, error.to_string())],
-    };
+    if let Err(error) = host.reach() {
+        return vec![finding(Verdict::Failure, &subject, error.to_string())];
+    }
     if let Some((manifest, version, when)) = &host.said {
         let pools: Vec<_> = manifest.pools.values().map(|held| held.name.as_str()).collect();
         let what = format!("answers at {}, version {version}, pools: {}", host.address, pools.join(", "));
@@ -82,21 +93,27 @@ async fn examine_host(host: &Host, names: &mut Names) -> Vec<Finding> {
     findings.extend(
         host.expires.map(|expires| examine_certificate(&format!("certificate of {}", host.node), expires)),
     );
-    match member.controller.list_volumes(Request::new(ListVolumesRequest::default())).await {
-        Err(status) => {
-            let what = format!("its volumes cannot be listed from here: {}", status.message());
-            findings.push(finding(Verdict::Warning, &subject, what));
-        }
-        Ok(list) => {
-            for entry in list.into_inner().entries {
-                let volume = entry.volume.unwrap_or_default();
-                let name = volume.volume_context.get("name").cloned().unwrap_or_default();
-                let nodes = entry.status.unwrap_or_default().published_node_ids;
-                names.entry(name).or_default().push((host.node.to_string(), volume.volume_id, nodes));
-            }
-        }
-    }
     findings
+}
+
+/// Asks a host what it has.
+async fn list(host: &Host, names: &mut Names, held: &mut Held) -> Result<()> {
+    let controller = &host.reach()?.controller;
+    let failed = |status: tonic::Status| Error::new(ErrorKind::Unavailable, status.message());
+    let volumes =
+        controller.list_volumes(Request::new(ListVolumesRequest::default())).await.map_err(failed)?;
+    let snapshots = ListSnapshotsRequest::default();
+    let snapshots = controller.list_snapshots(Request::new(snapshots)).await.map_err(failed)?;
+    for entry in volumes.into_inner().entries {
+        let volume = entry.volume.unwrap_or_default();
+        let name = volume.volume_context.get("name").cloned().unwrap_or_default();
+        let nodes = entry.status.unwrap_or_default().published_node_ids;
+        held.ids.insert(volume.volume_id.clone(), host.node.clone());
+        names.entry(name).or_default().push((host.node.to_string(), volume.volume_id, nodes));
+    }
+    let cut = snapshots.into_inner().entries.into_iter().filter_map(|entry| entry.snapshot);
+    held.ids.extend(cut.map(|snapshot| (snapshot.snapshot_id, host.node.clone())));
+    Ok(())
 }
 
 /// Its clock against ours at the moment when it told it.

@@ -1,7 +1,10 @@
 //! `lagan doctor`: what is missing on this host, and the remedy. `--check` is the accountant: every object of ours in
 //! the kernel and on disk against the records.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Args;
 use serde_json::json;
@@ -18,7 +21,9 @@ use crate::{
     sys::{cmd::Commands, file::Directory, host, mountinfo},
 };
 
+mod bundle;
 mod cluster;
+mod orphans;
 mod thin;
 
 #[derive(Debug, Args)]
@@ -29,6 +34,14 @@ pub(super) struct DoctorArgs {
     /// Look at every host of the cluster: reachable, certificates, clocks, versions, pools, names that are there twice.
     #[arg(long, conflicts_with = "check")]
     cluster: bool,
+    /// Compare the hosts' volumes and snapshots with those that the orchestrator knows: a file of their ids (volume and
+    /// snapshot handles), one a line, or `-`.
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    known: Option<PathBuf>,
+    /// Write all of it into one archive, for somebody who is to help: findings, volumes, pools, metrics, configuration
+    /// without comments. No secret, key or content of a volume is in it.
+    #[arg(long, value_name = "FILE.tar", conflicts_with_all = ["check", "cluster"])]
+    bundle: Option<PathBuf>,
 }
 
 /// How a finding stands.
@@ -47,43 +60,66 @@ struct Finding {
     what: String,
 }
 
+/// What the accountant says.
+#[derive(Default)]
+struct Account {
+    volumes: usize,
+    snapshots: usize,
+    devices: usize,
+    findings: Vec<String>,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as every command takes them")]
 pub(super) fn run(common: &Common, args: DoctorArgs) -> Result<ExitCode> {
     if args.cluster {
         // That of a router or of a host.
         let config = common.load(Mode::Router).or_else(|_| common.load(Mode::All))?;
-        let findings = block_on(cluster::examine(&config))?;
-        return print(&findings, common.output);
+        let known = args.known.as_deref().map(orphans::read).transpose()?;
+        return print(&block_on(cluster::examine(&config, known.as_ref()))?, common.output);
+    }
+    if let Some(file) = &args.bundle {
+        return block_on(bundle::write(common, file)).map(|()| ExitCode::SUCCESS);
     }
     let config = common.load(Mode::All)?;
     if args.check {
-        block_on(check(&config, common.output))
+        print_account(&block_on(check(&config))?, common.output)
     } else {
-        block_on(examine(&config, common.output))
+        print(&block_on(examine(&config))?, common.output)
     }
 }
 
-async fn check(config: &Config, output: Output) -> Result<ExitCode> {
-    let mut findings = Vec::new();
-    let mut counts = (0, 0, 0);
+async fn check(config: &Config) -> Result<Account> {
+    let mut account = Account::default();
     for (name, facts) in app::facts(config).await? {
         match facts {
-            Err(error) => findings.push(format!("pool {name}: {}", Chain(&error))),
+            Err(error) => account.findings.push(format!("pool {name}: {}", Chain(&error))),
             Ok(facts) => {
-                counts.0 += facts.listing.volumes.len();
-                counts.1 += facts.listing.snapshots.len();
-                counts.2 += facts.devices.len();
-                findings.extend(audit(&facts).into_iter().map(|finding| format!("pool {name}: {finding}")));
+                account.volumes += facts.listing.volumes.len();
+                account.snapshots += facts.listing.snapshots.len();
+                account.devices += facts.devices.len();
+                account
+                    .findings
+                    .extend(audit(&facts).into_iter().map(|finding| format!("pool {name}: {finding}")));
             }
         }
     }
-    let (volumes, snapshots, devices) = counts;
+    Ok(account)
+}
+
+impl Account {
+    fn json(&self) -> String {
+        let Self { volumes, snapshots, devices, findings } = self;
+        let report = json!({
+            "volumes": volumes, "snapshots": snapshots, "devices": devices, "findings": findings,
+        });
+        format!("{report:#}")
+    }
+}
+
+fn print_account(account: &Account, output: Output) -> Result<ExitCode> {
+    let Account { volumes, snapshots, devices, findings } = account;
     match output {
-        Output::Json => {
-            let report = json!({
-                "volumes": volumes, "snapshots": snapshots, "devices": devices, "findings": findings,
-            });
-            out::line(&format!("{report:#}"))?;
-        }
+        Output::Json => out::line(&account.json())?,
         Output::Table => {
             findings.iter().try_for_each(|finding| out::line(finding))?;
             let verdict =
@@ -94,7 +130,7 @@ async fn check(config: &Config, output: Output) -> Result<ExitCode> {
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
+async fn examine(config: &Config) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     examine_kernel(&mut findings);
     examine_tools(config, &mut findings);
@@ -114,10 +150,10 @@ async fn examine(config: &Config, output: Output) -> Result<ExitCode> {
     }
     examine_roots(config, &mut findings);
     findings.push(examine_daemon(config).await);
-    print(&findings, output)
+    Ok(findings)
 }
 
-fn print(findings: &[Finding], output: Output) -> Result<ExitCode> {
+fn rows(findings: &[Finding]) -> out::Rows {
     let mut rows = out::Rows::new(&["verdict", "subject", "finding"]);
     for finding in findings {
         let verdict = match finding.verdict {
@@ -127,7 +163,11 @@ fn print(findings: &[Finding], output: Output) -> Result<ExitCode> {
         };
         rows.add([verdict.into(), finding.subject.as_str().into(), finding.what.as_str().into()]);
     }
-    rows.print(output)?;
+    rows
+}
+
+fn print(findings: &[Finding], output: Output) -> Result<ExitCode> {
+    rows(findings).print(output)?;
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Failure);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
