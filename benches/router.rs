@@ -31,7 +31,7 @@ use lagan::{
         controller_client::ControllerClient,
         controller_server::{Controller, ControllerServer},
     },
-    router::{Observation, Router, Settings, View},
+    router::{Observation, Placing, Router, Settings, View},
 };
 use requests::delete;
 use rig::{Authority, DRIVER, Host, Routed, Told, addresses, modelled, new_on};
@@ -194,7 +194,7 @@ async fn lists() {
         &format!("{:.1} ms", micros(begun.elapsed()) / 1000.0),
     );
     let (_keep, view) = tokio::sync::watch::channel(view);
-    let router = Router::new(view, seen[0].member.clone(), DRIVER, None);
+    let router = Router::new(view, seen[0].member.clone(), DRIVER, Placing::default());
     for (what, max_entries) in [("a page of 100", 100), ("all", 0)] {
         let mut times = Vec::new();
         for _ in 0..20 {

@@ -38,12 +38,14 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Where the socket is.
+    /// Where the socket is. The name has an `@` for the sake of kubelet (as of 1.36), which calls the server by the socket's
+    /// whole path, each slash as `%2F`: before an `@` that may stand in an authority, and without one the request is refused
+    /// before it reaches us.
     ///
     /// # Errors
     /// `Invalid` where the path is longer than the kernel takes.
     pub fn socket(&self) -> Result<Endpoint> {
-        let path = self.directory.join(format!("{}-reg.sock", self.driver_name));
+        let path = self.directory.join(format!("reg@{}.sock", self.driver_name));
         path.to_string_lossy().parse().map_err(|error: server::BadEndpoint| {
             Error::new(ErrorKind::Invalid, "register with kubelet").because(error)
         })

@@ -19,7 +19,7 @@ use lagan::{
 use tokio::{net::UnixStream, task::JoinHandle};
 use tonic::transport::{Channel, Endpoint};
 
-const SOCKET: &str = "lagan.test-reg.sock";
+const SOCKET: &str = "reg@lagan.test.sock";
 
 struct Rig {
     directory: tempfile::TempDir,
@@ -72,12 +72,20 @@ fn identity(path: &Path) -> Option<(u64, i64, i64)> {
     fs::symlink_metadata(path).ok().map(|found| (found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
+/// As gRPC of Go writes the path of a socket as an authority, where it was dialled by the path alone, as kubelet does.
+fn authority(path: &Path) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.~!$&'()*+,;=:[]@".contains(c);
+    let escaped = |c: char| if allowed(c) { c.to_string() } else { format!("%{:02X}", u32::from(c)) };
+    path.to_string_lossy().chars().map(escaped).collect()
+}
+
 async fn connect(path: PathBuf) -> Result<RegistrationClient<Channel>, tonic::transport::Error> {
+    let origin = format!("http://{}", authority(&path));
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
+    let channel = Endpoint::from_shared(origin)?.connect_with_connector(connector).await?;
     Ok(RegistrationClient::new(channel))
 }
 

@@ -21,7 +21,7 @@ use crate::{
     id::VolumeId,
     peers::{self, Credentials, HostName},
     pool::set::Pools,
-    router::{Local, Router, Settings, Watching},
+    router::{Local, Placing, Router, Settings, Watching},
     server::Peers,
     sys::cmd::Commands,
     telemetry::Figures,
@@ -83,8 +83,8 @@ impl Cluster {
         }
         let watching = Watching::start(settings, credentials, &list, cluster.dns.as_deref(), local);
         watching.first_look(FIRST_LOOK).await;
-        let default_host = cluster.default_host.clone();
-        self.router = Some(Router::new(watching.view(), own, &config.driver_name, default_host));
+        let placing = Placing { default_host: cluster.default_host.clone(), first_only: cluster.first_only };
+        self.router = Some(Router::new(watching.view(), own, &config.driver_name, placing));
         self._watching = Some(watching);
     }
 

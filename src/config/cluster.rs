@@ -29,6 +29,8 @@ pub struct Cluster {
     pub callers: BTreeSet<NodeId>,
     /// Where a volume goes whose request names no topology.
     pub default_host: Option<NodeId>,
+    /// A new volume goes to the first place that its request prefers, or nowhere.
+    pub first_only: bool,
     /// Hosts that are lost for good.
     pub forgotten_hosts: BTreeSet<NodeId>,
 }
@@ -80,9 +82,10 @@ fn read_inner(reader: &mut Reader, mode: Mode) -> Option<Cluster> {
     let callers = node_ids(reader, "callers");
     let default_host = reader.optional("default_host");
     let default_host = default_host.and_then(|node| reader.parsed("default_host", &node));
+    let first_only = reader.flag("first_only");
     let forgotten_hosts = node_ids(reader, "forgotten_hosts");
     let certificates = certificates?;
-    Some(Cluster { certificates, listen, hosts, dns, callers, default_host, forgotten_hosts })
+    Some(Cluster { certificates, listen, hosts, dns, callers, default_host, first_only, forgotten_hosts })
 }
 
 fn node_ids(reader: &mut Reader, key: &str) -> BTreeSet<NodeId> {
@@ -162,7 +165,7 @@ mod tests {
         let documented: Vec<_> =
             page.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
         let all = "certificates = '/c'\nlisten = '0.0.0.0:9735'\ncallers = ['n2']\ndns = 'x:1'\ndefault_host = 'n2'\n\
-                   forgotten_hosts = ['n3']";
+                   first_only = true\nforgotten_hosts = ['n3']";
         assert!(cluster(all, Mode::All).is_ok());
         let known: Vec<_> = all.lines().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
         assert_eq!(documented, known);

@@ -35,8 +35,7 @@ pub(super) async fn create(router: &Router, request: Request<CreateVolumeRequest
     }
     let view = router.view();
     let requirement = request.get_ref().accessibility_requirements.as_ref();
-    let default = router.inner.default_host.as_ref();
-    let allowed = order(&view, requirement, default, &wanted.name).map_err(status)?;
+    let allowed = order(&view, requirement, &router.inner.placing, &wanted.name).map_err(status)?;
     match allowed.as_slice() {
         // Refused as any host would that is not meant.
         [] => router.inner.own.controller.create_volume(request).await,

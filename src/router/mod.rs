@@ -16,7 +16,7 @@ use tonic::Status;
 use crate::{
     csi::{Member, Topology, status::status},
     error::{Error, ErrorKind},
-    id::{NodeId, PoolId},
+    id::PoolId,
 };
 
 mod controller;
@@ -28,6 +28,7 @@ mod remote;
 mod view;
 mod watching;
 
+pub use order::Placing;
 pub use remote::remote;
 pub use view::{Host, Observation, Settings, View};
 pub use watching::{Local, Watching};
@@ -43,22 +44,16 @@ struct Inner {
     own: Member,
     /// Under the driver's name, of no host: for reading requests that another will carry out.
     anywhere: Topology,
-    default_host: Option<NodeId>,
+    placing: Placing,
     doubled: AtomicU64,
 }
 
 impl Router {
-    /// A router over what `view` shows; `own` answers what is nobody's. Requests without a topology go to `default_host`,
-    /// where there is one.
+    /// A router over what `view` shows; `own` answers what is nobody's.
     #[must_use]
-    pub fn new(
-        view: watch::Receiver<Arc<View>>,
-        own: Member,
-        driver_name: &str,
-        default_host: Option<NodeId>,
-    ) -> Self {
+    pub fn new(view: watch::Receiver<Arc<View>>, own: Member, driver_name: &str, placing: Placing) -> Self {
         let anywhere = Topology::anywhere(driver_name);
-        Self { inner: Arc::new(Inner { view, own, anywhere, default_host, doubled: AtomicU64::new(0) }) }
+        Self { inner: Arc::new(Inner { view, own, anywhere, placing, doubled: AtomicU64::new(0) }) }
     }
 
     /// The hosts as they were seen last.

@@ -6,19 +6,31 @@ use std::cmp::Reverse;
 use super::view::{Host, View};
 use crate::{digest::Digest, error::Result, id::NodeId, proto::TopologyRequirement};
 
+/// Where new volumes go, beside what their requests say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placing {
+    /// Those whose request names no place.
+    pub default_host: Option<NodeId>,
+    /// The first place that a request prefers is the only one, except for copies, which lie where their source is.
+    pub first_only: bool,
+}
+
 /// The hosts that a request allows, the first to be asked first. Those that do not answer are among them.
 pub(super) fn order<'v>(
     view: &'v View,
     requirement: Option<&TopologyRequirement>,
-    default_host: Option<&NodeId>,
+    placing: &Placing,
     name: &str,
 ) -> Result<Vec<&'v Host>> {
     let places = requirement.map(|requirement| (&requirement.requisite, &requirement.preferred));
     let named = places.is_some_and(|(requisite, preferred)| !(requisite.is_empty() && preferred.is_empty()));
-    let mut allowed: Vec<&Host> = match default_host.filter(|_| !named) {
+    let mut allowed: Vec<&Host> = match placing.default_host.as_ref().filter(|_| !named) {
         Some(default) => view.hosts().iter().filter(|host| host.node == *default).collect(),
         None => view.hosts().iter().filter(|host| host.topology.meets(requirement)).collect(),
     };
+    if let Some(first) = places.and_then(|(_, preferred)| preferred.first()).filter(|_| placing.first_only) {
+        allowed.retain(|host| host.topology.includes(first));
+    }
     if allowed.is_empty() {
         // It may be that of a host which has not been met yet.
         view.check_complete()?;

@@ -5,7 +5,12 @@ use std::collections::BTreeSet;
 use lagan::{
     bytes::Bytes,
     peers::Role,
-    proto::{DeleteVolumeRequest, GetCapacityRequest, ONLY_IF_EXISTS, controller_server::Controller},
+    proto::{
+        DeleteVolumeRequest, GetCapacityRequest, ONLY_IF_EXISTS, VolumeContentSource,
+        controller_server::Controller,
+        volume_content_source::{self, VolumeSource},
+    },
+    router::Placing,
 };
 use tonic::{Code, Request};
 
@@ -38,8 +43,8 @@ async fn the_same_name_is_the_same_volume_by_every_router() {
 #[tokio::test]
 async fn topology_and_the_default_decide() {
     let (authority, hosts) = two().await;
-    let default_host = Some("n2".parse().unwrap());
-    let told = Told { default_host, ..Told::default() };
+    let placing = Placing { default_host: Some("n2".parse().unwrap()), ..Placing::default() };
+    let told = Told { placing, ..Told::default() };
     let routed = Routed::over(authority.of(Role::Router), &addresses(&hosts), told).await;
     for number in 0..6 {
         let volume = routed.create(new(&format!("default-{number}"))).await.unwrap();
@@ -82,6 +87,36 @@ async fn a_full_host_is_passed_over() {
     }
     assert_eq!(room[0], room[1] + room[2], "{room:?}");
     assert!(room[1] > 0 && room[2] > room[1] && room[3] == 0, "{room:?}");
+}
+
+#[tokio::test]
+async fn the_first_place_alone_where_that_is_wanted() {
+    let authority = Authority::new();
+    let small = Host::start("n1", authority.of_host("n1"), Bytes::gib(2), &[]).await;
+    let large = Host::start("n2", authority.of_host("n2"), Bytes::gib(50), &[]).await;
+    let placing = Placing { first_only: true, ..Placing::default() };
+    let told = Told { placing, ..Told::default() };
+    let routed = Routed::over(authority.of(Role::Router), &addresses(&[small, large]), told).await;
+    // A pod was promised to n1: a volume that is made elsewhere would tie it to a place where it may not run.
+    let mut big = new_on("big", &["n1", "n2"]);
+    big.capacity_range = create_with("", 10 * GIB, &filesystem()).capacity_range;
+    let said = routed.router.create_volume(Request::new(big.clone())).await.unwrap_err();
+    assert!(matches!(said.code(), Code::ResourceExhausted | Code::OutOfRange), "{said:?}");
+    big.accessibility_requirements = new_on("", &["n2", "n1"]).accessibility_requirements;
+    assert_eq!(host_of(&routed.create(big).await.unwrap()), "n2");
+    assert!(routed.create(new("anywhere")).await.is_ok());
+
+    // A copy lies where its source does, of those that would do: the pod has to follow.
+    let source = routed.create(new_on("source", &["n1", "n2"])).await.unwrap();
+    assert_eq!(host_of(&source), "n1");
+    let mut copy = new_on("copy", &["n2", "n1"]);
+    copy.volume_content_source = Some(VolumeContentSource {
+        r#type: Some(volume_content_source::Type::Volume(VolumeSource { volume_id: source.volume_id })),
+    });
+    assert_eq!(host_of(&routed.create(copy.clone()).await.unwrap()), "n1");
+    copy.accessibility_requirements = new_on("", &["n2"]).accessibility_requirements;
+    copy.name = "impossible".to_owned();
+    check(routed.router.create_volume(Request::new(copy)).await, Code::ResourceExhausted);
 }
 
 #[tokio::test]

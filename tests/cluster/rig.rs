@@ -23,7 +23,7 @@ use lagan::{
         CreateVolumeRequest, TopologyRequirement, Volume, VolumeCapability, controller_server::Controller,
         volume_capability::access_mode::Mode,
     },
-    router::{Local, Router, Settings, Watching},
+    router::{Local, Placing, Router, Settings, Watching},
     sys::fake::FakeKernel,
 };
 use tokio::{
@@ -184,7 +184,7 @@ impl engine::Uses for NoUses {
 /// What a router is told.
 #[derive(Default)]
 pub(crate) struct Told {
-    pub(crate) default_host: Option<NodeId>,
+    pub(crate) placing: Placing,
     pub(crate) forgotten_hosts: BTreeSet<NodeId>,
     pub(crate) forgotten_pools: BTreeSet<PoolId>,
 }
@@ -225,7 +225,7 @@ impl Routed {
         };
         let watching = Watching::start(settings, credentials, list, dns, None);
         watching.first_look(PATIENCE).await;
-        let router = Router::new(watching.view(), own, DRIVER, told.default_host);
+        let router = Router::new(watching.view(), own, DRIVER, told.placing);
         Self { router, _watching: watching }
     }
 
@@ -242,7 +242,7 @@ impl Routed {
         let local = Local { member: own.clone(), facts };
         let watching = Watching::start(settings, credentials, &list, None, Some(local));
         watching.first_look(PATIENCE).await;
-        Self { router: Router::new(watching.view(), own, DRIVER, None), _watching: watching }
+        Self { router: Router::new(watching.view(), own, DRIVER, Placing::default()), _watching: watching }
     }
 
     /// Waits until a host is seen as up, or as down.

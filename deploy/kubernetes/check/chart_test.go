@@ -21,6 +21,7 @@ hosts: [{name: n1}, {name: n2.example.org, address: "10.0.0.2:9735"}]
 image: {registry: registry.example.org/storage, tag: "1.2"}
 config: {max_operations: 512, allow_suid: true}
 forgottenHosts: [n3]
+listenAddress: "[::]"
 forgottenPools: [0123456789abcdef0123456789abcdef]
 router: {defaultHost: n1, replicas: 3, tolerations: [{operator: Exists}], nodeSelector: {a: b}, podLabels: {c: d}, podAnnotations: {e: f}, extraArgs: [--output=json]}
 host: {hostNetwork: true, nodeSelector: {storage: "yes"}, podLabels: {c: d}, podAnnotations: {e: f}, extraArgs: [--output=json], affinity: {nodeAffinity: {}}}
@@ -76,6 +77,7 @@ var refused = map[string]string{
 	`{config: {endpoint: /x}}`:                                  "endpoint",
 	`{config: {max_operations: 0}}`:                             "/config/max_operations",
 	`{forgottenPools: [x]}`:                                     "/forgottenPools/0",
+	`{listenAddress: "::"}`:                                     "/listenAddress",
 	`{logLevel: loud}`:                                          "/logLevel",
 	`{certificates: {mode: none}}`:                              "/certificates/mode",
 	`{certificates: {mode: certManager}}`:                       "/certificates/issuerRef",

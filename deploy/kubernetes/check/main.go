@@ -73,8 +73,17 @@ func load() (*chart.Chart, error) {
 	return loaded, nil
 }
 
+// An engine makes files of a chart and its values: with a cluster to look into, or without.
+type maker func(*chart.Chart, common.Values) (map[string]string, error)
+
 // render gives every object of the chart, in the order in which Helm makes them. The schema has its say.
 func render(values map[string]any) ([]string, error) {
+	return renderBy(values, func(loaded *chart.Chart, all common.Values) (map[string]string, error) {
+		return engine.Render(loaded, all)
+	})
+}
+
+func renderBy(values map[string]any, make maker) ([]string, error) {
 	loaded, err := load()
 	if err != nil {
 		return nil, err
@@ -84,7 +93,7 @@ func render(values map[string]any) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := engine.Render(loaded, all)
+	files, err := make(loaded, all)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +106,7 @@ func render(values map[string]any) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	objects := make([]string, 0, len(sorted))
+	var objects []string
 	for _, object := range sorted {
 		objects = append(objects, fmt.Sprintf("---\n# Source: %s\n%s\n", object.Name, strings.TrimSpace(object.Content)))
 	}

@@ -49,8 +49,12 @@ type serviceMonitor struct {
 	Spec          struct {
 		Selector  meta.LabelSelector `json:"selector"`
 		Endpoints []struct {
-			Port     string `json:"port"`
-			Interval string `json:"interval"`
+			Port        string `json:"port"`
+			Interval    string `json:"interval"`
+			Relabelings []struct {
+				SourceLabels []string `json:"sourceLabels"`
+				TargetLabel  string   `json:"targetLabel"`
+			} `json:"relabelings"`
 		} `json:"endpoints"`
 	} `json:"spec"`
 }
@@ -93,6 +97,11 @@ func read(t *testing.T, values string) objects {
 	if err != nil {
 		t.Fatalf("%s: %v", values, err)
 	}
+	return decoded(t, texts)
+}
+
+func decoded(t *testing.T, texts []string) objects {
+	t.Helper()
 	found := objects{t: t}
 	for _, text := range texts {
 		object, err := decode(text)

@@ -60,7 +60,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{/* What both configurations begin with. */}}
 {{- define "lagan.commonConfig" -}}
 driver_name = {{ .Values.driverName | quote }}
-http = "0.0.0.0:9736"
+http = "{{ .Values.listenAddress }}:9736"
 {{- with .Values.forgottenPools }}
 forgotten_pools = {{ toJson . }}
 {{- end }}
@@ -82,7 +82,7 @@ state_dir = {{ .Values.host.stateDir | quote }}
 
 [cluster]
 certificates = "/etc/lagan/certs"
-listen = "0.0.0.0:9735"
+listen = "{{ .Values.listenAddress }}:9735"
 {{- range .Values.pools }}
 
 [[pool]]
@@ -99,6 +99,8 @@ endpoint = "unix:///run/lagan/csi.sock"
 [cluster]
 certificates = "/etc/lagan/certs"
 dns = "{{ .Release.Name }}-hosts.{{ .Release.Namespace }}.svc:9735"
+# The provisioner names the pod's node first and all others after it, since a copy can only be made where its source is.
+first_only = true
 {{- with .Values.router.defaultHost }}
 default_host = {{ . | quote }}
 {{- end }}
