@@ -62,10 +62,12 @@ func (driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapab
 }
 
 func (driver) CreateVolume(_ context.Context, request *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	// Where none is named, it may be used anywhere.
 	wanted := request.GetAccessibilityRequirements()
+	places := append(wanted.GetPreferred(), wanted.GetRequisite()...)
 	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
 		VolumeId: request.GetName(), CapacityBytes: request.GetCapacityRange().GetRequiredBytes(),
-		AccessibleTopology: append(wanted.GetPreferred(), wanted.GetRequisite()...)[:1],
+		AccessibleTopology: places[:min(1, len(places))],
 	}}, nil
 }
 
