@@ -33,8 +33,8 @@ const STAGED: &str = ".staged";
 pub(super) struct MountArgs {
     /// Its id.
     id: VolumeId,
-    /// Where, below one of target_roots (/srv/volumes is one unless you set others); a directory, or with --block a file, that is made and
-    /// removed again.
+    /// Where, below one of target_roots (/srv/volumes unless you set others): a directory, with --block a file, that is
+    /// made, and removed again. What it lies in is made by you.
     path: PathBuf,
     /// Without writes.
     #[arg(long)]
