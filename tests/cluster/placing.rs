@@ -92,11 +92,12 @@ async fn a_full_host_is_passed_over() {
 #[tokio::test]
 async fn the_first_place_alone_where_that_is_wanted() {
     let authority = Authority::new();
-    let small = Host::start("n1", authority.of_host("n1"), Bytes::gib(2), &[]).await;
+    let small = Host::start("n1", authority.of_host("n1"), Bytes::gib(8), &[]).await;
     let large = Host::start("n2", authority.of_host("n2"), Bytes::gib(50), &[]).await;
+    let hosts = [small, large];
     let placing = Placing { first_only: true, ..Placing::default() };
     let told = Told { placing, ..Told::default() };
-    let routed = Routed::over(authority.of(Role::Router), &addresses(&[small, large]), told).await;
+    let routed = Routed::over(authority.of(Role::Router), &addresses(&hosts), told).await;
     // A pod was promised to n1: a volume that is made elsewhere would tie it to a place where it may not run.
     let mut big = new_on("big", &["n1", "n2"]);
     big.capacity_range = create_with("", 10 * GIB, &filesystem()).capacity_range;
