@@ -220,8 +220,13 @@ impl Ground {
     /// Loop devices on files below this place.
     pub(crate) fn loops(&self) -> Vec<String> {
         let listed = run("losetup", &["-l", "-n", "-O", "NAME,BACK-FILE"]);
-        // Files of an image pool show paths inside it.
-        let ours = |line: &&str| line.contains(&text(&self.root)) || line.contains("/volumes/");
+        // Files of an image pool show paths inside it; others may have such pools as well.
+        let inside =
+            |line: &str| line.split_whitespace().nth(1)?.strip_prefix("/volumes/").map(str::to_owned);
+        let ours = |line: &&str| {
+            line.contains(&text(&self.root))
+                || inside(line).is_some_and(|name| self.volumes().join(name).exists())
+        };
         listed
             .lines()
             .filter(ours)
