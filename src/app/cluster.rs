@@ -133,19 +133,33 @@ fn register_hosts(router: &Router, registry: &mut Registry) {
         for (id, held_there) in host.said.iter().flat_map(|(manifest, ..)| &manifest.pools) {
             let (host, pool) = (host.node.to_string(), held_there.name.clone());
             let labels = HostPoolLabels { host, pool, id: id.to_string() };
-            let counts = held_there.counts.unwrap_or_default();
             let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-            held[0].get_or_create(&labels).set(count(counts.0));
-            held[1].get_or_create(&labels).set(count(counts.1));
-            held[2].get_or_create(&labels).set(counts.2.signed());
+            let counts = held_there.counts.map_or([-1; 3], |(volumes, snapshots, space)| {
+                [count(volumes), count(snapshots), space.signed()]
+            });
+            for (family, count) in held.iter().zip(counts) {
+                family.get_or_create(&labels).set(count);
+            }
         }
     }
     let [volumes, snapshots, bytes] = held;
     registry.register("host_up", "1 where the host answers", up);
     registry.register("host_seconds_since_seen", "How long ago the host answered; -1 for never", seen);
-    registry.register("host_pool_volumes", "Volumes in a pool, as its host said last", volumes);
-    registry.register("host_pool_snapshots", "Snapshots in a pool, as its host said last", snapshots);
-    registry.register("host_pool_bytes_committed", "Space promised in a pool, as its host said last", bytes);
+    registry.register(
+        "host_pool_volumes",
+        "Volumes in a pool, as its host said last; -1 where it cannot be used",
+        volumes,
+    );
+    registry.register(
+        "host_pool_snapshots",
+        "Snapshots in a pool, as its host said last; -1 where it cannot be used",
+        snapshots,
+    );
+    registry.register(
+        "host_pool_bytes_committed",
+        "Space promised in a pool, as its host said last; -1 where it cannot be used",
+        bytes,
+    );
     let doubled = Counter::<u64, AtomicU64>::default();
     doubled.inc_by(router.doubled());
     registry.register("volumes_doubled", "How often a volume's name was met on two hosts", doubled);

@@ -29,9 +29,10 @@ const COLUMNS: &[&str] = &["host", "answers", "seen_secs_ago", "pool", "id", "vo
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Held {
     name: String,
-    volumes: u64,
-    snapshots: u64,
-    bytes: u64,
+    /// `None` where the pool could not be used, and nobody knows.
+    volumes: Option<u64>,
+    snapshots: Option<u64>,
+    bytes: Option<u64>,
 }
 
 /// What is known of a host.
@@ -62,7 +63,8 @@ fn list(common: &Common, known: &BTreeMap<String, Known>) -> Result<()> {
             rows.add([host.as_str().into(), up.into(), seen.clone(), none(), none(), none(), none(), none()]);
         }
         for (id, held) in &about.pools {
-            let bytes = out::size(i64::try_from(held.bytes).unwrap_or(i64::MAX), common.output);
+            let size = |bytes| out::size(i64::try_from(bytes).unwrap_or(i64::MAX), common.output);
+            let bytes = held.bytes.map_or(Value::Null, size);
             let (volumes, snapshots) = (held.volumes.into(), held.snapshots.into());
             let (name, id) = (held.name.as_str().into(), id.as_str().into());
             rows.add([host.as_str().into(), up.into(), seen.clone(), name, id, volumes, snapshots, bytes]);
@@ -89,11 +91,21 @@ fn forget(config: &Config, name: &NodeId, known: &BTreeMap<String, Known>) -> Re
         "Host {name} answered {} s ago for the last time. With it would be lost:",
         about.seen_secs_ago
     ));
+    let elsewhere = |id: &String| {
+        known.iter().find(|(other, about)| {
+            other.as_str() != name.as_str() && about.up && about.pools.contains_key(id)
+        })
+    };
     for (id, held) in &about.pools {
-        let Held { name, volumes, snapshots, bytes } = held;
-        out::talk(&format!(
-            "  pool {name} ({id}): {volumes} volumes, {snapshots} snapshots, {bytes} bytes promised"
-        ));
+        let shown = |count: Option<u64>| {
+            count.map_or_else(|| "an unknown number of".to_owned(), |count| count.to_string())
+        };
+        let (volumes, snapshots, bytes) = (shown(held.volumes), shown(held.snapshots), shown(held.bytes));
+        let what = match elsewhere(id) {
+            Some((other, _)) => format!("nothing: it is on host {other} now"),
+            None => format!("{volumes} volumes, {snapshots} snapshots, {bytes} bytes promised"),
+        };
+        out::talk(&format!("  pool {} ({id}): {what}", held.name));
     }
     out::talk(
         "A disk that is whole can be moved to another host instead (`lagan pool adopt`), and nothing is lost.\n\
@@ -101,7 +113,7 @@ fn forget(config: &Config, name: &NodeId, known: &BTreeMap<String, Known>) -> Re
          as gone, and it is refused if it returns, until it is taken off the lists again:",
     );
     let mut pools: Vec<String> = config.forgotten_pools.iter().map(ToString::to_string).collect();
-    pools.extend(about.pools.keys().cloned());
+    pools.extend(about.pools.keys().filter(|id| elsewhere(id).is_none()).cloned());
     let mut hosts: Vec<String> =
         config.cluster.iter().flat_map(|cluster| &cluster.forgotten_hosts).map(ToString::to_string).collect();
     hosts.push(name.to_string());
@@ -122,9 +134,10 @@ fn known(metrics: &str) -> BTreeMap<String, Known> {
         let Some((metric, labels, value)) = sample(line) else { continue };
         let Some(host) = labels.get("host") else { continue };
         let about = known.entry(host.clone()).or_default();
-        let number = value.parse::<u64>().unwrap_or_default();
+        // -1 stands for what is not known.
+        let number = value.parse::<u64>().ok();
         match metric {
-            "lagan_host_up" => about.up = number == 1,
+            "lagan_host_up" => about.up = number == Some(1),
             "lagan_host_seconds_since_seen" => about.seen_secs_ago = value.parse().unwrap_or(-1),
             _ => {
                 let Some(id) = labels.get("id") else { continue };
@@ -179,7 +192,7 @@ mod tests {
              lagan_host_pool_volumes{host=\"n1\",pool=\"fast\",id=\"00\"} 7\n\
              lagan_host_pool_bytes_committed{host=\"n1\",pool=\"fast\",id=\"00\"} 4096\nlagan_volumes 3\n",
         );
-        let pool = Held { name: "fast".into(), volumes: 7, snapshots: 0, bytes: 4096 };
+        let pool = Held { name: "fast".into(), volumes: Some(7), snapshots: None, bytes: Some(4096) };
         let pools = BTreeMap::from([("00".to_owned(), pool)]);
         assert_eq!(known["n1"], Known { up: true, seen_secs_ago: 3, pools });
         assert_eq!(known["a \"b\\"].seen_secs_ago, -1);

@@ -1,5 +1,8 @@
 //! The Controller service.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Call, Edge, answers, fields, import, not_offered, note, requests, status};
@@ -13,7 +16,7 @@ use crate::{
         snapshots::SnapshotFilter,
         volumes::Room,
     },
-    error::ErrorKind,
+    error::{Error, ErrorKind},
     filesystem::Filesystem,
     pool::record::Source,
     proto::{
@@ -59,6 +62,10 @@ const OFFERED: [rpc::Type; 15] = [
     rpc::Type::ListVolumeHealth,
 ];
 
+/// How long "only if it exists" waits for one that is being made: less than a router waits for the answer, or it would take us
+/// for silent and have the volume made elsewhere too.
+const JOINED_WITHIN: Duration = Duration::from_secs(2);
+
 #[async_trait]
 impl Controller for ControllerService {
     async fn create_volume(
@@ -81,10 +88,12 @@ impl Controller for ControllerService {
         }));
         let (engine, task) = (self.engine.clone(), call.on(&wanted.name, locks));
         let volume = if only_if_exists {
-            let joined = self.edge.work.join(&task).await;
-            match joined {
-                Some(answer) => answer,
-                None => engine.find_same_volume(&wanted).await,
+            match timeout(JOINED_WITHIN, self.edge.work.join(&task)).await {
+                Ok(Some(answer)) => answer,
+                Ok(None) => engine.find_same_volume(&wanted).await,
+                Err(_late) => {
+                    Err(Error::new(ErrorKind::Busy, format!("volume {:?} is being made", wanted.name)))
+                }
             }
             .map_err(status)?
         } else {

@@ -96,6 +96,7 @@ async fn capacity(
             view.check_complete().map_err(status)?;
             return router.inner.own.controller.get_capacity(request).await;
         }
+        [host] if host.given_up => return router.inner.own.controller.get_capacity(request).await,
         [host] => return host.reach().map_err(status)?.controller.get_capacity(request).await,
         _ => {}
     }

@@ -176,6 +176,12 @@ pub(super) async fn snapshots(
         (id, _) => Some(pool_of_snapshot(id)),
     };
     if let Some(pool) = one {
+        if let Some(pool) = pool
+            && router.view().owner(pool).map_err(status)?.is_none()
+        {
+            // It may be that of a host which has not been met yet.
+            router.view().check_complete().map_err(status)?;
+        }
         return router.owner(pool)?.controller.list_snapshots(request).await;
     }
     let kind = Kind {

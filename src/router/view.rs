@@ -50,6 +50,11 @@ impl Observation {
     pub fn node(&self) -> Option<&NodeId> {
         self.said.as_ref().map(|(manifest, ..)| &manifest.node).or(self.expected.as_ref())
     }
+
+    /// Whether there may be something on it that would be missed.
+    pub(super) fn may_hold_something(&self) -> bool {
+        self.said.as_ref().is_some_and(|(manifest, ..)| manifest.may_hold_something())
+    }
 }
 
 /// One host.
@@ -89,6 +94,12 @@ impl Host {
     #[must_use]
     pub fn since_seen(&self) -> Option<Duration> {
         self.said.as_ref().map(|(_, _, when)| when.elapsed())
+    }
+
+    /// Whether it has a pool open, as it said last.
+    fn serves(&self, pool: PoolId) -> bool {
+        let held = self.said.as_ref().and_then(|(manifest, ..)| manifest.pools.get(&pool));
+        held.is_some_and(|held| held.counts.is_some())
     }
 
     /// Its pools, as it said last.
@@ -221,7 +232,11 @@ fn owners(hosts: &[Host], settings: &Settings) -> BTreeMap<PoolId, Owner> {
         }
     }
     let decide = |(pool, claims): (PoolId, Vec<usize>)| {
-        let up: Vec<usize> = claims.iter().copied().filter(|index| hosts[*index].is_up()).collect();
+        let mut up: Vec<usize> = claims.iter().copied().filter(|index| hosts[*index].is_up()).collect();
+        // A pool that has moved is still in the configuration of the host where it was, which cannot open it.
+        if let [one] = up.iter().copied().filter(|index| hosts[*index].serves(pool)).collect::<Vec<_>>()[..] {
+            up = vec![one];
+        }
         let owner = match (up.as_slice(), claims.as_slice()) {
             ([one], _) | ([], [one]) => Owner::Host(*one),
             (several, _) if !several.is_empty() => {
@@ -247,7 +262,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{csi::Holdings, error::ErrorKind};
+    use crate::{bytes::Bytes, csi::Holdings, error::ErrorKind};
 
     /// A host as it says of itself, so many seconds ago.
     fn said(node: &str, instance: u128, pools: &[PoolId], ago: u64) -> Option<(Manifest, String, Instant)> {
@@ -295,6 +310,10 @@ mod tests {
         let why = disputed.owner(pool).err().unwrap();
         assert!(why.to_string().contains("n1 and n2"), "{why}");
         assert!(disputed.pools().is_err(), "what is in it would be listed twice, or not at all");
+        let mut open = new.clone();
+        open.as_mut().unwrap().0.pools.get_mut(&pool).unwrap().counts = Some((1, 0, Bytes::ZERO));
+        let moved = view(&[at("a:1", old.clone(), true), at("b:1", open, true)]);
+        assert_eq!(moved.owner(pool).unwrap().unwrap().node.as_str(), "n2", "the other one cannot open it");
         let owner =
             |observations: &[Observation]| view(observations).owner(pool).unwrap().unwrap().node.to_string();
         assert_eq!(owner(&[at("a:1", old.clone(), false), at("b:1", new.clone(), true)]), "n2");

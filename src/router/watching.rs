@@ -36,6 +36,8 @@ const PERIOD_DOWN: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How soon what was seen is shown.
 const SHOWN_WITHIN: Duration = Duration::from_millis(50);
+/// How long a host that is gone is missed though it had nothing: something may have been made there since it said so.
+const EMPTY_FOR: Duration = Duration::from_secs(60);
 /// How often the name is looked up.
 const LOOK_UP: Duration = Duration::from_secs(3);
 
@@ -218,7 +220,11 @@ impl Shared {
             expires: None,
             member: remote(name, channel),
         };
-        self.change(|state| drop(state.seen.insert(address.to_owned(), observation)));
+        self.change(|state| match state.seen.get_mut(address) {
+            // It was gone from the name for a while: what it holds is remembered.
+            Some(known) => known.reach = observation.reach,
+            None => drop(state.seen.insert(address.to_owned(), observation)),
+        });
     }
 
     fn note_local(&self, local: &Local) {
@@ -300,6 +306,14 @@ impl Shared {
                 Some(before) if was_up && reach.is_ok() => before.member.clone(),
                 _ => remote(name, channel.clone()),
             };
+            // Somebody else has come to the address: the one who was there is missing as long as it may hold something.
+            if let Some(other) =
+                before.filter(|before| before.node() != node.as_ref() && before.may_hold_something())
+            {
+                let left = Observation { reach: Err(GONE.to_owned()), ..other.clone() };
+                let name = left.node().map(ToString::to_string).unwrap_or_default();
+                state.seen.insert(format!("{name}, last at {address}"), left);
+            }
             if let (Ok(()), Some(node)) = (&reach, &node) {
                 // It was met elsewhere before, and is here now.
                 state
@@ -333,6 +347,7 @@ impl Shared {
                         followed.insert(address, Followed(task));
                     }
                     self.trouble(None);
+                    self.let_go();
                 }
                 Ok(Err(error)) => self.trouble(Some(format!("{name} cannot be looked up: {error}"))),
                 Err(_late) => self.trouble(Some(format!("{name} was not looked up within {PATIENCE:?}"))),
@@ -353,13 +368,23 @@ impl Shared {
     /// An address is gone from the name; never `true`, so that it is no longer asked.
     fn gone(&self, address: &str) -> bool {
         self.change(|state| {
-            let Some(seen) = state.seen.get_mut(address) else { return };
-            seen.reach = Err(GONE.to_owned());
-            let held = seen.said.as_ref().is_some_and(|(manifest, ..)| manifest.may_hold_something());
-            if !held {
-                state.seen.remove(address);
+            if let Some(seen) = state.seen.get_mut(address) {
+                seen.reach = Err(GONE.to_owned());
             }
         });
         false
+    }
+
+    /// Forgets who is gone and said a while ago that there is nothing to miss.
+    fn let_go(&self) {
+        let is_over = |seen: &Observation| {
+            let since = seen.said.as_ref().map(|(_, _, when)| when.elapsed());
+            seen.reach == Err(GONE.to_owned())
+                && !seen.may_hold_something()
+                && since.is_none_or(|since| since > EMPTY_FOR)
+        };
+        if self.state().seen.values().any(is_over) {
+            self.change(|state| state.seen.retain(|_, seen| !is_over(seen)));
+        }
     }
 }
