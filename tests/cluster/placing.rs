@@ -1,17 +1,23 @@
 //! Where a new volume goes, and that a retry finds it.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use lagan::{
     bytes::Bytes,
     peers::Role,
+    pool::fake::Fault,
     proto::{
-        DeleteVolumeRequest, GetCapacityRequest, ONLY_IF_EXISTS, VolumeContentSource,
+        DeleteVolumeRequest, GetCapacityRequest, ListVolumesRequest, ONLY_IF_EXISTS, VolumeContentSource,
         controller_server::Controller,
         volume_content_source::{self, VolumeSource},
     },
     router::Placing,
 };
+use tokio::sync::Notify;
 use tonic::{Code, Request};
 
 use crate::{
@@ -137,4 +143,34 @@ async fn only_if_it_exists_makes_nothing() {
     let remove = DeleteVolumeRequest { volume_id: made.volume_id, ..Default::default() };
     check(routed.router.delete_volume(Request::new(remove)).await, Code::Ok);
     check(routed.router.create_volume(only("a")).await, Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_retry_while_it_is_still_made_makes_no_second_one() {
+    let (authority, hosts) = two().await;
+    let routed = Routed::over(authority.of(Role::Router), &addresses(&hosts), Told::default()).await;
+    let go_on = Arc::new(Notify::new());
+    for host in &hosts {
+        host.disk.set_fault("create_volume", Some(Fault::Stall(Arc::clone(&go_on))));
+    }
+    let began = || hosts.iter().map(|host| host.disk.calls("create_volume")).sum::<usize>();
+    // The caller has no more patience; the host goes on.
+    let given_up = tokio::time::timeout(Duration::from_secs(1), routed.create(new("slow"))).await;
+    assert!(given_up.is_err() && began() > 0);
+    let calls = began();
+    check(routed.router.create_volume(Request::new(new("slow"))).await, Code::Aborted);
+    assert_eq!(began(), calls, "nowhere else is it begun");
+    for host in &hosts {
+        host.disk.set_fault("create_volume", None);
+    }
+    go_on.notify_waiters();
+    let until = Instant::now() + Duration::from_secs(20);
+    while let Err(status) = routed.create(new("slow")).await {
+        assert!(status.code() == Code::Aborted && Instant::now() < until, "{status:?}");
+        go_on.notify_waiters();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(routed.router.doubled(), 0);
+    let listed = routed.router.list_volumes(Request::new(ListVolumesRequest::default())).await.unwrap();
+    assert_eq!(listed.into_inner().entries.len(), 1);
 }

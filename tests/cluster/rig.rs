@@ -79,7 +79,7 @@ pub(crate) struct Host {
     /// Where an orchestrator on the host itself would call.
     pub(crate) socket: PathBuf,
     directory: tempfile::TempDir,
-    disk: FakeDisk,
+    pub(crate) disk: FakeDisk,
     callers: BTreeSet<HostName>,
     /// A thread of its own, with which its connections end.
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,

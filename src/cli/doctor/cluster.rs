@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use tokio::time::timeout;
 use tonic::Request;
 
 use super::{
@@ -45,7 +46,9 @@ pub(super) async fn examine(config: &Config, known: Option<&BTreeSet<String>>) -
     let (mut names, mut held) = (Names::new(), Held::default());
     for host in view.hosts() {
         findings.extend(examine_host(host));
-        if let Err(error) = list(host, &mut names, &mut held).await {
+        let listed = timeout(PATIENCE, list(host, &mut names, &mut held)).await;
+        let late = |_| Err(Error::new(ErrorKind::Unavailable, format!("not within {PATIENCE:?}")));
+        if let Err(error) = listed.unwrap_or_else(late) {
             held.silent.insert(host.node.clone());
             let what = format!("what it has cannot be listed from here: {error}");
             findings.extend(
