@@ -4,10 +4,12 @@ use std::{
     fs::{self, File},
     io::Write,
     path::Path,
+    time::{Duration, Instant},
 };
 
 use lagan::proto::{
-    ControllerGetVolumeHealthRequest, ListVolumesRequest, NodeGetStorageHealthRequest, ProbeRequest,
+    ControllerGetVolumeHealthRequest, CreateVolumeRequest, ListVolumesRequest, NodeGetStorageHealthRequest,
+    ProbeRequest,
 };
 use tonic::Code;
 
@@ -56,7 +58,20 @@ async fn a_full_pool_loses_nothing_and_can_be_emptied() {
         daemon.node.node_unpublish_volume(hide_at(&id, &target)).await.unwrap();
         daemon.hide(&ground, &id, "a").await;
         daemon.delete(&id).await;
-        let restored = daemon.copy("r", from_snapshot(&snapshot), &how).await.volume_id;
+        // The filesystem gives the space of what was deleted back a little later.
+        let request = CreateVolumeRequest {
+            volume_content_source: from_snapshot(&snapshot),
+            ..create_with("r", 0, &how)
+        };
+        let begun = Instant::now();
+        let restored = loop {
+            match daemon.controller.create_volume(request.clone()).await {
+                Ok(answer) => break answer.into_inner().volume.unwrap().volume_id,
+                Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}"),
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "the space does not come back");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         let shown = daemon.show(&ground, &restored, "r", &how).await;
         assert!(fs::read(Path::new(&shown).join("precious")).unwrap() == content, "{kind:?}");
         daemon.hide(&ground, &restored, "r").await;
