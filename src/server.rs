@@ -187,6 +187,7 @@ impl Peers {
 /// Those of the transport.
 pub async fn serve(
     listener: Listener,
+    mut signals: Signals,
     routes: Routes,
     peers: Option<Peers>,
     work: &Work,
@@ -216,7 +217,6 @@ pub async fn serve(
     };
     // Long, and begun once.
     let server = Box::pin(async { tokio::try_join!(local, remote).map(drop) });
-    let mut signals = Signals::new().doing(|| "listen for signals")?;
     tokio::pin!(server);
     let ended = tokio::select! {
         ended = &mut server => ended,
@@ -241,15 +241,21 @@ pub async fn serve(
     ended.map_err(|error| Error::new(ErrorKind::Broken, what).because(error))
 }
 
-/// The signals that ask us to stop.
-struct Signals {
+/// The signals that ask us to stop: heard from when this is made on, which is before anybody can find us.
+#[derive(Debug)]
+pub struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    /// Begins to listen for them.
+    ///
+    /// # Errors
+    /// Those of sigaction(2).
+    pub fn listen() -> Result<Self> {
+        let on = |kind| signal(kind).doing(|| "listen for signals");
+        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) {

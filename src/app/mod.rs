@@ -325,6 +325,7 @@ async fn serve(
     commands: Arc<Commands>,
 ) -> Result<()> {
     let metrics = Metrics::default();
+    let signals = server::Signals::listen()?;
     let listener = server::listen(&config.endpoint).await?;
     if let Some(address) = config.http {
         let (metrics, work, engine) = (metrics.clone(), services.work.clone(), services.engine.clone());
@@ -343,7 +344,8 @@ async fn serve(
         Some(router) => csi::routes(&services, Some((router.clone(), router))),
         None => csi::routes(&services, services.own()),
     };
-    let served = server::serve(listener, routes, cluster.take_peers(), &services.work, &metrics).await;
+    let served =
+        server::serve(listener, signals, routes, cluster.take_peers(), &services.work, &metrics).await;
     if let Some(registration) = registration {
         registration.abort();
         // Its socket is gone when it has ended.

@@ -269,6 +269,15 @@ async fn a_second_instance_is_refused() {
     assert_eq!(mode & 0o777, 0o600);
     assert!(daemon.stop().success());
     assert!(!socket.exists(), "asked to stop, it takes its socket along");
+    // Also one that is asked as soon as its socket is there.
+    let mut child = ground.spawn(&[]);
+    while !socket.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it has not started");
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!socket.exists());
 }
 
 #[tokio::test]
