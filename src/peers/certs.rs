@@ -112,7 +112,8 @@ fn authority(directory: &Path) -> Result<Issuer<'static, KeyPair>> {
 fn ensure(directory: &Path, role: &Role, issuer: &Issuer<'_, KeyPair>) -> Result<Made> {
     let (name, peer) = (role.file(), role.peer());
     let (path, key_path) = (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
-    let there = CertificateDer::from_pem_file(&path).ok().and_then(|found| facts(&found).ok());
+    let signed = |found: &CertificateDer<'_>| is_signed(found, directory);
+    let there = CertificateDer::from_pem_file(&path).ok().filter(signed).and_then(|found| facts(&found).ok());
     if let Some(there) = there.filter(|there| there.peer == peer && left(there.expires) > RENEW)
         && key_path.exists()
     {
@@ -134,6 +135,14 @@ fn ensure(directory: &Path, role: &Role, issuer: &Issuer<'_, KeyPair>) -> Result
     write(&path, &certificate.pem(), 0o644)?;
     let facts = facts(certificate.der()).map_err(|cause| Error::new(ErrorKind::Broken, cause))?;
     Ok(Made { path, new: true, expires: facts.expires })
+}
+
+/// Whether the authority that lies there now has signed it, and not one that was there before.
+fn is_signed(certificate: &CertificateDer<'_>, directory: &Path) -> bool {
+    let Ok(authority) = CertificateDer::from_pem_file(directory.join("ca.crt")) else { return false };
+    let parsed = (X509Certificate::from_der(&authority), X509Certificate::from_der(certificate));
+    let (Ok((_, authority)), Ok((_, certificate))) = parsed else { return false };
+    certificate.verify_signature(Some(authority.public_key())).is_ok()
 }
 
 /// A certificate from an hour ago, since clocks differ, for so many days.
@@ -177,6 +186,14 @@ mod tests {
         // Another host's file under this one's name is no certificate of it.
         fs::copy(directory.path().join("host-n2.crt"), directory.path().join("host-n1.crt")).unwrap();
         assert!(make(directory.path(), &roles[1..]).unwrap()[0].new);
+        // Nor is one of an authority that was there before.
+        let other = tempfile::tempdir().unwrap();
+        make(other.path(), &roles).unwrap();
+        for file in ["ca.crt", "ca.key"] {
+            fs::copy(other.path().join(file), directory.path().join(file)).unwrap();
+        }
+        assert!(make(directory.path(), &roles).unwrap().iter().all(|made| made.new));
+        assert!(make(directory.path(), &roles).unwrap().iter().all(|made| !made.new));
         // Without its key an authority cannot sign.
         fs::remove_file(directory.path().join("ca.key")).unwrap();
         assert!(make(directory.path(), &[Role::Host("n3".parse().unwrap())]).is_err());

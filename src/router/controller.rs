@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{Router, lists};
+use super::{Router, again, lists, split};
 use crate::{
     csi::status::status,
     id::{PoolId, SnapshotId, VolumeId},
@@ -100,9 +100,10 @@ async fn capacity(
         [host] => return host.reach().map_err(status)?.controller.get_capacity(request).await,
         _ => {}
     }
+    let (beside, message) = split(request);
     let ask = |host: &super::Host| {
-        let (member, request) = (host.reach().ok().cloned(), request.get_ref().clone());
-        async move { Some(member?.controller.get_capacity(Request::new(request)).await) }
+        let (member, request) = (host.reach().ok().cloned(), again(&beside, message.clone()));
+        async move { Some(member?.controller.get_capacity(request).await) }
     };
     let (mut sum, mut refused) = (None::<GetCapacityResponse>, None);
     let answers = meant.iter().filter(|host| !host.given_up).map(|host| ask(host));
@@ -117,7 +118,7 @@ async fn capacity(
     match (sum, refused) {
         (Some(sum), _) => Ok(Response::new(sum)),
         (None, Some(said)) => Err(said),
-        (None, None) => router.inner.own.controller.get_capacity(request).await,
+        (None, None) => router.inner.own.controller.get_capacity(again(&beside, message)).await,
     }
 }
 

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, metadata::MetadataValue};
 
-use super::{Router, order::order, unavailable, view::Host};
+use super::{Router, again, order::order, split, unavailable, view::Host};
 use crate::{
     csi::{Member, requests, status::status},
     pool::record::Source,
@@ -92,14 +92,8 @@ async fn look(host: &Host, request: CreateVolumeRequest, beside: &Request<()>) -
     }
 }
 
-/// A request with what came beside another one.
-fn again<T>(beside: &Request<()>, message: T) -> Request<T> {
-    Request::from_parts(beside.metadata().clone(), beside.extensions().clone(), message)
-}
-
 async fn among(router: &Router, allowed: &[&Host], request: Request<CreateVolumeRequest>) -> Answer {
-    let (metadata, extensions, message) = request.into_parts();
-    let beside = Request::from_parts(metadata, extensions, ());
+    let (beside, message) = split(request);
     let looks = allowed.iter().map(|host| look(host, message.clone(), &beside));
     let (mut having, mut free, mut refusal, mut silent, mut full) =
         (Vec::new(), Vec::new(), None, None, None);

@@ -7,8 +7,9 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Router,
+    Router, again,
     controller::{pool_of_snapshot, pool_of_volume},
+    split,
 };
 use crate::{
     csi::{Member, fields, status::status},
@@ -36,8 +37,8 @@ struct Kind<Id, E> {
     pool: fn(&Id) -> PoolId,
     /// What comes before every id of a pool.
     before: fn(PoolId) -> Id,
-    /// Asks for so many entries after a token.
-    ask: fn(Member, String, i32) -> Page<E>,
+    /// Asks for so many entries after a token, with what came beside the call.
+    ask: fn(Member, Request<()>, String, i32) -> Page<E>,
 }
 
 impl<Id, E> Kind<Id, E>
@@ -46,7 +47,13 @@ where
     E: Send + 'static,
 {
     /// One page of the list of all hosts, and the token of the next one.
-    async fn page(&self, router: &Router, max_entries: i32, token: &str) -> Result<(Vec<E>, String), Status> {
+    async fn page(
+        &self,
+        router: &Router,
+        beside: &Request<()>,
+        max_entries: i32,
+        token: &str,
+    ) -> Result<(Vec<E>, String), Status> {
         let (after, limit) = fields::page::<Id>(max_entries, token).map_err(status)?;
         let view = router.view();
         // One more than is asked for says whether there is more.
@@ -59,7 +66,7 @@ where
                 _ => (self.before)(pool),
             };
             let member = host.reach().cloned().map_err(status)?;
-            asked.push(self.of_pool(member, pool, token, wanted));
+            asked.push(self.of_pool(member, again(beside, ()), pool, token, wanted));
         }
         let ahead = if max_entries == 0 { AHEAD_OF_ALL } else { AHEAD };
         let mut parts = stream::iter(asked).buffered(ahead);
@@ -81,6 +88,7 @@ where
     fn of_pool(
         &self,
         member: Member,
+        beside: Request<()>,
         pool: PoolId,
         mut token: Id,
         wanted: usize,
@@ -91,7 +99,7 @@ where
             loop {
                 // None at all asks for all.
                 let count = i32::try_from(wanted - entries.len()).unwrap_or(0);
-                let (page, next) = ask(member.clone(), token.to_string(), count).await?;
+                let (page, next) = ask(member.clone(), again(&beside, ()), token.to_string(), count).await?;
                 let here = |entry: &E| id(entry).is_some_and(|id| pool_of(&id) == pool);
                 let before = entries.len();
                 let whole = page.iter().all(here);
@@ -123,17 +131,17 @@ pub(super) async fn volumes(
         id: |entry: &list_volumes_response::Entry| entry.volume.as_ref()?.volume_id.parse().ok(),
         pool: |id: &VolumeId| id.pool,
         before: first_volume,
-        ask: |member, starting_token, max_entries| {
+        ask: |member, beside, starting_token, max_entries| {
             async move {
                 let request = ListVolumesRequest { max_entries, starting_token };
-                let answer = member.controller.list_volumes(Request::new(request)).await?.into_inner();
+                let answer = member.controller.list_volumes(again(&beside, request)).await?.into_inner();
                 Ok((answer.entries, answer.next_token))
             }
             .boxed()
         },
     };
-    let ListVolumesRequest { max_entries, starting_token } = request.into_inner();
-    let (entries, next_token) = kind.page(router, max_entries, &starting_token).await?;
+    let (beside, ListVolumesRequest { max_entries, starting_token }) = split(request);
+    let (entries, next_token) = kind.page(router, &beside, max_entries, &starting_token).await?;
     Ok(Response::new(ListVolumesResponse { entries, next_token }))
 }
 
@@ -145,22 +153,23 @@ pub(super) async fn health(
         id: |entry: &VolumeHealth| entry.volume_id.parse().ok(),
         pool: |id: &VolumeId| id.pool,
         before: first_volume,
-        ask: |member, starting_token, max_entries| {
+        ask: |member, beside, starting_token, max_entries| {
             async move {
                 let request = ControllerListVolumeHealthRequest {
                     max_entries,
                     starting_token,
                     ..ControllerListVolumeHealthRequest::default()
                 };
-                let answer = member.controller.controller_list_volume_health(Request::new(request)).await?;
+                let answer = member.controller.controller_list_volume_health(again(&beside, request)).await?;
                 let answer = answer.into_inner();
                 Ok((answer.entries, answer.next_token))
             }
             .boxed()
         },
     };
-    let request = request.into_inner();
-    let (entries, next_token) = kind.page(router, request.max_entries, &request.starting_token).await?;
+    let (beside, request) = split(request);
+    let (entries, next_token) =
+        kind.page(router, &beside, request.max_entries, &request.starting_token).await?;
     Ok(Response::new(ControllerListVolumeHealthResponse { entries, next_token }))
 }
 
@@ -188,17 +197,18 @@ pub(super) async fn snapshots(
         id: |entry: &list_snapshots_response::Entry| entry.snapshot.as_ref()?.snapshot_id.parse().ok(),
         pool: |id: &SnapshotId| id.pool,
         before: first_snapshot,
-        ask: |member, starting_token, max_entries| {
+        ask: |member, beside, starting_token, max_entries| {
             async move {
                 let request =
                     ListSnapshotsRequest { max_entries, starting_token, ..ListSnapshotsRequest::default() };
-                let answer = member.controller.list_snapshots(Request::new(request)).await?.into_inner();
+                let answer = member.controller.list_snapshots(again(&beside, request)).await?.into_inner();
                 Ok((answer.entries, answer.next_token))
             }
             .boxed()
         },
     };
-    let request = request.into_inner();
-    let (entries, next_token) = kind.page(router, request.max_entries, &request.starting_token).await?;
+    let (beside, request) = split(request);
+    let (entries, next_token) =
+        kind.page(router, &beside, request.max_entries, &request.starting_token).await?;
     Ok(Response::new(ListSnapshotsResponse { entries, next_token }))
 }

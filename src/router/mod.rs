@@ -11,7 +11,7 @@ use std::sync::{
 };
 
 use tokio::sync::watch;
-use tonic::Status;
+use tonic::{Request, Status};
 
 use crate::{
     csi::{Member, Topology, status::status},
@@ -77,6 +77,17 @@ impl Router {
             Some(Err(two)) => Err(status(two)),
         }
     }
+}
+
+/// What comes beside a message, its deadline and trace, and the message.
+fn split<T>(request: Request<T>) -> (Request<()>, T) {
+    let (metadata, extensions, message) = request.into_parts();
+    (Request::from_parts(metadata, extensions, ()), message)
+}
+
+/// A request with what came beside another one.
+fn again<T>(beside: &Request<()>, message: T) -> Request<T> {
+    Request::from_parts(beside.metadata().clone(), beside.extensions().clone(), message)
 }
 
 fn unavailable(what: String) -> Error {
