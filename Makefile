@@ -50,7 +50,7 @@ lint: ## Formatting, lints, documentation
 unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
 	cargo test --locked --lib
 	cargo test --locked --doc
-	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy
+	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy --test fuzz
 
 # What the tests read lies outside their module, where a cached result would not see a change. vet would also look into all of
 # Kubernetes below them, for minutes.
@@ -92,6 +92,12 @@ test-kubernetes: image ## Lagan in a real Kubernetes of two nodes on this machin
 	@.ci/prepare kubernetes
 	tests/kubernetes/build
 	$(SUDO) tests/kubernetes/run
+
+fuzz: ## Hostile calls of every service and hostile bytes for every parser: REQUESTS=10000000, SEED=1
+	@.ci/prepare build
+	FUZZ_SEED=$(or $(SEED),1) FUZZ_INPUTS=$$(($(or $(REQUESTS),10000000) / 10)) \
+		cargo test --profile fuzz --locked --lib hostile -- --nocapture
+	FUZZ_SEED=$(or $(SEED),1) FUZZ_REQUESTS=$(or $(REQUESTS),10000000) cargo test --profile fuzz --locked --test fuzz -- --nocapture
 
 bench: build ## Measure beside a baseline in the same run, as root
 	cargo bench $(AS_ROOT) --locked --bench compare

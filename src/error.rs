@@ -123,8 +123,8 @@ pub fn kind_of(cause: &io::Error) -> ErrorKind {
         Some(Errno::AGAIN | Errno::INTR) => ErrorKind::Busy,
         Some(Errno::TIMEDOUT) => ErrorKind::Unsettled,
         Some(Errno::FBIG) => ErrorKind::OutOfRange,
-        // A link where none is followed.
-        Some(Errno::LOOP) => ErrorKind::Invalid,
+        // A link where none is followed, or a name that no filesystem takes: only a path that was asked for has them.
+        Some(Errno::LOOP | Errno::NAMETOOLONG) => ErrorKind::Invalid,
         _ => ErrorKind::Broken,
     }
 }

@@ -51,6 +51,16 @@ impl Registration {
         })
     }
 
+    /// The service that kubelet calls on that socket.
+    #[must_use]
+    pub fn service(&self) -> RegistrationServer<impl registration_server::Registration + use<>> {
+        self.tells(Arc::default())
+    }
+
+    fn tells(&self, refusal: Arc<Refusal>) -> RegistrationServer<Service> {
+        RegistrationServer::new(Service { about: self.clone(), refusal })
+    }
+
     /// Keeps the socket in its place for as long as this is polled: it is made anew when somebody removes it, when the
     /// directory is replaced, and when kubelet has refused us. Dropped, it takes the socket away, and kubelet forgets us.
     pub async fn keep(self) {
@@ -81,9 +91,8 @@ impl Registration {
         }
         let (incoming, file) = server::listen(&self.socket()?).await?.incoming();
         let refusal = Arc::new(Refusal::default());
-        let service = Service { about: self.clone(), refusal: Arc::clone(&refusal) };
-        let server =
-            Server::builder().add_service(RegistrationServer::new(service)).serve_with_incoming(incoming);
+        let service = self.tells(Arc::clone(&refusal));
+        let server = Server::builder().add_service(service).serve_with_incoming(incoming);
         tokio::select! {
             ended = server => ended.map_err(|error| Error::new(ErrorKind::Broken, "serve kubelet").because(error)),
             () = until_gone(&file) => Ok(()),

@@ -3,7 +3,7 @@
 //!
 //! Calls for one volume must not overlap; the edge holds the lock.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use crate::{
     blocking::blocking,
@@ -215,6 +215,13 @@ impl Node {
         let by = if holders.is_empty() { "somebody".to_owned() } else { holders.join(", ") };
         Error::new(ErrorKind::InUse, format!("volume {id} is in use on node {} by {by}", self.settings.id))
     }
+}
+
+/// The error of making a path: the directory that it is to lie in is the orchestrator's to make.
+fn not_made(what: String, error: io::Error) -> Error {
+    let missing = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    let failed = Error::io(what, error);
+    if missing { failed.as_kind(ErrorKind::InUse) } else { failed }
 }
 
 /// Checks mount flags before there is anything to mount, where the filesystem is known already.

@@ -1,6 +1,6 @@
 //! Publish and unpublish: a staged volume shown at the path of one workload.
 
-use super::{Found, Node, check_access, label, options};
+use super::{Found, Node, check_access, label, not_made, options};
 use crate::{
     capability::{Access, AccessMode, Capability},
     error::{Doing, Error, ErrorKind, Result},
@@ -101,7 +101,9 @@ impl Node {
         }
         let (staging, target) = (staging.clone(), target.clone());
         self.ask(move |kernel| {
-            kernel.ensure_directory(&target).doing(|| format!("make the target directory {target}"))?;
+            kernel
+                .ensure_directory(&target)
+                .map_err(|error| not_made(format!("make the target directory {target}"), error))?;
             kernel.bind(&staging, device, &target, attributes).doing(|| format!("publish at {target}"))
         })
         .await
@@ -137,7 +139,9 @@ impl Node {
         };
         let target = target.clone();
         self.ask(move |kernel| {
-            kernel.ensure_file(&target).doing(|| format!("make the target file {target}"))?;
+            kernel
+                .ensure_file(&target)
+                .map_err(|error| not_made(format!("make the target file {target}"), error))?;
             kernel.bind_device(&held.attached.device, &target).doing(|| format!("publish at {target}"))
         })
         .await

@@ -1,6 +1,6 @@
 //! Stage and unstage: a volume's device and, for a filesystem, its one mount on this node.
 
-use super::{Found, Node, check_access, label, options, options::MountOptions};
+use super::{Found, Node, check_access, label, not_made, options, options::MountOptions};
 use crate::{
     capability::{Access, Capability},
     error::{Doing, Error, ErrorKind, Result, kind_of},
@@ -270,7 +270,9 @@ fn mount_staged(
     at: &Target,
     held: Held,
 ) -> Result<()> {
-    kernel.ensure_directory(at).doing(|| format!("make the staging directory {at}"))?;
+    kernel
+        .ensure_directory(at)
+        .map_err(|error| not_made(format!("make the staging directory {at}"), error))?;
     kernel.mount(device, mount, at).map_err(|error| mount_failed(error, at))?;
     drop(held);
     if mount.read_only {

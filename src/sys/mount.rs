@@ -128,6 +128,11 @@ fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<
     Ok(rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve)?)
 }
 
+/// Nothing is there, since nothing is, or a file, where a directory would have to be.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// The name by which system calls that only take paths reach an open file.
 fn through_proc(fd: &OwnedFd, name: &Path) -> PathBuf {
     Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string()).join(name)
@@ -155,7 +160,7 @@ impl Kernel for Linux {
 
     fn look(&self, at: &Target) -> io::Result<Seen> {
         let found = match self.open_path(at) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Seen::Missing),
+            Err(error) if is_absent(&error) => return Ok(Seen::Missing),
             other => other?,
         };
         let what = rustix::fs::statx(&found, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
@@ -194,7 +199,7 @@ impl Kernel for Linux {
 
     fn remove(&self, at: &Target) -> io::Result<()> {
         let (parent, name) = match self.open_parent(at) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if is_absent(&error) => return Ok(()),
             other => other?,
         };
         match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {

@@ -142,6 +142,7 @@ impl Drop for Host {
 /// A host over a modelled disk, and what it says of itself.
 pub(crate) async fn modelled(node: &NodeId, disk: &FakeDisk) -> (Services, PeerFacts) {
     let kernel = FakeKernel::new(&["/t"]);
+    kernel.make_directory("/t/pods");
     let mut pools = Pools::new();
     let opener = FakeOpener { disk: disk.clone(), kernel: kernel.clone() };
     pools.add("p".parse().unwrap(), Box::new(opener));
