@@ -139,4 +139,15 @@ mod tests {
         assert!(Bytes::try_from(-1).is_err());
         assert_eq!(Bytes::gib(10).to_string(), "10.0 GiB");
     }
+
+    #[test]
+    fn hostile_input() {
+        crate::hostile::feed("sizes", &[b"10GiB", b"64 MiB", b"4096", b"1.5TiB"], |input| {
+            if let Ok(size) = String::from_utf8_lossy(input).parse::<Bytes>() {
+                assert!(size <= Bytes::MAX && !size.to_string().is_empty());
+                assert!(size.round_up(Bytes::new(4096)).is_none_or(|up| up >= size));
+                assert!(size.percent(u32::MAX) <= Bytes::MAX && size.plus(size) <= Bytes::MAX);
+            }
+        });
+    }
 }

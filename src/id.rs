@@ -227,4 +227,24 @@ mod tests {
         assert!("n".repeat(129).parse::<NodeId>().is_err());
         assert!("a\nb".parse::<NodeId>().is_err());
     }
+
+    #[test]
+    fn hostile_input() {
+        fn check<T: FromStr + ToString>(text: &str) {
+            // What is read is written as it came: no two texts name one thing.
+            assert!(text.parse::<T>().is_err() || text.parse::<T>().is_ok_and(|it| it.to_string() == text));
+        }
+        let id = format!("v.{POOL}.{POOL}");
+        crate::hostile::feed("ids", &[id.as_bytes(), b"default", b"node-1.example.org"], |input| {
+            let text = String::from_utf8_lossy(input);
+            check::<VolumeId>(&text);
+            check::<SnapshotId>(&text.replacen('v', "s", 1));
+            check::<GroupId>(&text.replacen('v', "g", 1));
+            check::<PoolId>(&text);
+            check::<PoolName>(&text);
+            check::<NodeId>(&text);
+            let named = text.parse::<PoolName>().is_ok();
+            assert!(!named || !text.contains(['/', '.', ',', ' ']) && !text.starts_with('-'), "{text:?}");
+        });
+    }
 }

@@ -38,3 +38,7 @@ pub mod cli;
 pub mod config;
 pub mod server;
 pub mod telemetry;
+
+#[cfg(test)]
+#[path = "../tests/support/hostile.rs"]
+mod hostile;

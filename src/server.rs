@@ -282,4 +282,14 @@ mod tests {
         assert!(matches!(long.parse::<Endpoint>(), Err(BadEndpoint::TooLong(..))));
         assert!(long[..107].parse::<Endpoint>().is_ok());
     }
+
+    #[test]
+    fn hostile_input() {
+        crate::hostile::feed("endpoints", &[b"unix:///run/x.sock", b"unix:/x", b"/run/x.sock"], |input| {
+            if let Ok(endpoint) = String::from_utf8_lossy(input).parse::<Endpoint>() {
+                assert!(endpoint.path().is_absolute(), "{endpoint}");
+                assert_eq!(endpoint.to_string().parse(), Ok(endpoint));
+            }
+        });
+    }
 }

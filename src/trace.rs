@@ -53,4 +53,13 @@ mod tests {
             assert_ne!(Trace::of(nonsense), Trace::of(nonsense), "{nonsense:?}");
         }
     }
+
+    #[test]
+    fn hostile_input() {
+        let header = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        crate::hostile::feed("traces", &[header], |input| {
+            let trace = Trace::of(Some(&String::from_utf8_lossy(input)));
+            assert_eq!(trace.to_string().len(), 32);
+        });
+    }
 }

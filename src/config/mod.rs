@@ -375,4 +375,21 @@ templates = 3
         assert!(check("pool = [1]").is_err());
         assert!(check("= nonsense").is_err());
     }
+
+    #[test]
+    fn hostile_input() {
+        let cluster =
+            "[cluster]\nlisten = '127.0.0.1:1'\ncertificates = '/c'\n[cluster.hosts]\nn2 = '10.0.0.2:9738'\n";
+        crate::hostile::feed("configuration", &[FULL.as_bytes(), cluster.as_bytes()], |input| {
+            let text = String::from_utf8_lossy(input);
+            for mode in [Mode::All, Mode::Node, Mode::Router] {
+                match parse(&text, mode, &Overrides::default()) {
+                    Ok(config) => assert!(config.target_roots.iter().all(|root| root.is_absolute())),
+                    Err(problems) => {
+                        assert!(!problems.0.is_empty() && problems.0.iter().all(|it| !it.is_empty()))
+                    }
+                }
+            }
+        });
+    }
 }

@@ -64,8 +64,9 @@ impl Manifest {
     /// Whether anything may be in its pools.
     #[must_use]
     pub fn may_hold_something(&self) -> bool {
-        let empty =
-            |held: &Holdings| held.counts.is_some_and(|(volumes, snapshots, _)| volumes + snapshots == 0);
+        let empty = |held: &Holdings| {
+            held.counts.is_some_and(|(volumes, snapshots, _)| volumes == 0 && snapshots == 0)
+        };
         !self.pools.values().all(empty)
     }
 
@@ -137,5 +138,22 @@ mod tests {
         assert_eq!(Manifest::from_map(&map), Some(manifest));
         map.remove("node");
         assert_eq!(Manifest::from_map(&map), None);
+    }
+
+    /// What another host says of itself may be anything.
+    #[test]
+    fn hostile_input() {
+        let pool = "0123456789abcdef0123456789abcdef";
+        let sample =
+            format!("node=n1\ninstance={pool}\nclock_ms=1764000000123\npool.{pool}=fast 3 1 5368709120");
+        crate::hostile::feed("manifests", &[sample.as_bytes()], |input| {
+            let text = String::from_utf8_lossy(input);
+            let lines = text.lines().filter_map(|line| line.split_once('='));
+            let map = lines.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            if let Some(manifest) = Manifest::from_map(&map) {
+                std::hint::black_box(manifest.may_hold_something());
+                assert_eq!(Manifest::from_map(&manifest.to_map()), Some(manifest));
+            }
+        });
     }
 }

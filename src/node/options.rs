@@ -271,4 +271,28 @@ mod tests {
         assert_ne!(of(&["discard"], false), of(&[], false));
         assert_ne!(of(&["discard"], false), of(&["discard"], true));
     }
+
+    /// What passes is on the list, and goes to the kernel with nothing in it that could be a second option.
+    #[test]
+    fn hostile_input() {
+        let samples: [&[u8]; 3] =
+            [b"noatime\ndiscard\ncommit=30", b"compress=zstd\nro", b"context=\"u:r:t:s0:c1,c2\""];
+        crate::hostile::feed("mount-options", &samples, |input| {
+            let text = String::from_utf8_lossy(input);
+            let flags: Vec<_> = text.split('\n').map(str::to_owned).collect();
+            for (filesystem, own) in
+                [(Filesystem::Ext4, EXT4), (Filesystem::Xfs, XFS), (Filesystem::Btrfs, BTRFS)]
+            {
+                let Ok(parsed) = parse(filesystem, &flags) else { continue };
+                for (key, value) in &parsed.options {
+                    assert!(COMMON.iter().chain(own).any(|(name, _)| name == key), "{key}");
+                    let plain = |c: char| {
+                        c.is_ascii_alphanumeric() || ":._-".contains(c) || (c == ',' && key == "context")
+                    };
+                    assert!(value.iter().all(|value| value.chars().all(plain)), "{key}={value:?}");
+                }
+                assert!(!parsed.fingerprint(false).is_empty());
+            }
+        });
+    }
 }

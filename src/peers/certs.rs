@@ -198,4 +198,24 @@ mod tests {
         fs::remove_file(directory.path().join("ca.key")).unwrap();
         assert!(make(directory.path(), &[Role::Host("n3".parse().unwrap())]).is_err());
     }
+
+    /// What a certificate says is believed only where it is one name of one peer.
+    #[test]
+    fn hostile_input() {
+        let directory = tempfile::tempdir().unwrap();
+        let made = make(directory.path(), &[Role::Host("n1".parse().unwrap()), Role::Router]).unwrap();
+        let read = |made: &Made| CertificateDer::from_pem_file(&made.path).unwrap().to_vec();
+        let samples: Vec<_> = made.iter().map(read).collect();
+        let samples: Vec<&[u8]> = samples.iter().map(Vec::as_slice).collect();
+        crate::hostile::feed("certificates", &samples, |input| {
+            if let Ok(facts) = facts(&CertificateDer::from_slice(input)) {
+                assert_eq!(Peer::named(&facts.peer.dns_name()), Some(facts.peer));
+                std::hint::black_box(days_left(facts.expires));
+            }
+        });
+        crate::hostile::feed("peer-names", &[b"n1.host.lagan", b"router.lagan"], |input| {
+            let name = String::from_utf8_lossy(input);
+            assert!(Peer::named(&name).is_none_or(|peer| peer.dns_name() == name), "{name:?}");
+        });
+    }
 }

@@ -232,4 +232,20 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn hostile_input() {
+        crate::hostile::feed("backups", &[backup().to_text().unwrap().as_bytes()], |input| {
+            if let Ok(read) = Backup::from_text(&String::from_utf8_lossy(input)) {
+                assert_eq!(Backup::from_text(&read.to_text().unwrap()).unwrap(), read);
+                for line in &read.lines {
+                    assert!(!line.title().is_empty());
+                    drop((
+                        line.read::<super::super::record::Volume>(),
+                        line.read::<super::super::record::Group>(),
+                    ));
+                }
+            }
+        });
+    }
 }

@@ -121,4 +121,13 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn hostile_input() {
+        crate::hostile::feed("imports", &[b"lv:vg/name", b"thin:7", b"device:/dev/sda"], |input| {
+            if let Ok(import) = String::from_utf8_lossy(input).parse::<Import>() {
+                assert_eq!(import.to_string().parse(), Ok(import));
+            }
+        });
+    }
 }

@@ -49,7 +49,6 @@ pub struct Disk {
 
 #[derive(Deserialize)]
 struct Signatures {
-    #[serde(default)]
     signatures: Vec<Signature>,
 }
 
@@ -58,6 +57,16 @@ struct Signature {
     #[serde(rename = "type")]
     kind: String,
     uuid: Option<String>,
+}
+
+/// What wipefs says of a disk: nothing at all where it bears no signature.
+fn signatures_in(said: &str) -> Result<Vec<Signature>> {
+    if said.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found: Signatures = serde_json::from_str(said)
+        .map_err(|error| Error::new(ErrorKind::Unavailable, "read what wipefs says").because(error))?;
+    Ok(found.signatures)
 }
 
 impl Disk {
@@ -133,12 +142,7 @@ impl Disk {
                 format!("look at {}: {said}", self.path.display()),
             ));
         }
-        if said.is_empty() {
-            return Ok(Vec::new());
-        }
-        let found: Signatures = serde_json::from_str(said)
-            .map_err(|error| Error::new(ErrorKind::Unavailable, "read what wipefs says").because(error))?;
-        Ok(found.signatures)
+        signatures_in(said)
     }
 
     /// What is on the disk, for people; `None` where it is blank. What cannot be read is an error, never blank.
@@ -204,5 +208,33 @@ impl Disk {
         });
         table.map_err(io::Error::other).doing(what)?;
         self.file.sync_all().doing(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAID: &str = r#"{"signatures": [
+      {"device":"sda", "offset":"0x218", "type":"LVM2_member", "uuid":"a-b", "label":null},
+      {"device":"sda", "offset":"0x1fe", "type":"PMBR", "uuid":null, "label":null}
+   ]}"#;
+
+    #[test]
+    fn what_is_half_said_is_not_blank() {
+        assert_eq!(signatures_in(SAID).unwrap().len(), 2);
+        for cut in 1..SAID.len() {
+            assert!(signatures_in(&SAID[..cut]).is_err(), "{cut}");
+        }
+        for noise in ["wipefs: error: /dev/sda: probing initialization failed", "{}", "[]", "null"] {
+            assert!(signatures_in(noise).is_err(), "{noise}");
+        }
+    }
+
+    #[test]
+    fn hostile_input() {
+        crate::hostile::feed("wipefs", &[SAID.as_bytes()], |input| {
+            drop(signatures_in(String::from_utf8_lossy(input).trim()));
+        });
     }
 }

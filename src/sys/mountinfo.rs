@@ -119,4 +119,14 @@ mod tests {
     fn reads_the_table_of_this_machine() {
         assert!(read().unwrap().iter().any(|entry| entry.mount_point == std::path::Path::new("/proc")));
     }
+
+    #[test]
+    fn hostile_input() {
+        let table = std::fs::read("/proc/self/mountinfo").unwrap();
+        let line = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n";
+        crate::hostile::feed("mountinfo", &[&table[..table.len().min(4096)], line], |input| {
+            let lines = input.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+            assert!(parse(input).is_err() || parse(input).is_ok_and(|entries| entries.len() == lines));
+        });
+    }
 }

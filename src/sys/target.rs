@@ -98,4 +98,16 @@ mod tests {
             assert!(check(path).is_err(), "{path:?}");
         }
     }
+
+    #[test]
+    fn hostile_input() {
+        let samples: [&[u8]; 3] = [b"/var/lib/kubelet/pods/x/y", b"/data/a//b/", b"/data/../etc/passwd"];
+        crate::hostile::feed("targets", &samples, |input| {
+            if let Ok((root, relative)) = check(&String::from_utf8_lossy(input)) {
+                let parts: Vec<_> = Path::new(&relative).components().collect();
+                let plain = parts.iter().all(|part| matches!(part, Component::Normal(_)));
+                assert!(plain && !parts.is_empty() && !relative.contains('\0'), "{root} {relative}");
+            }
+        });
+    }
 }

@@ -309,4 +309,22 @@ mod tests {
             }
         }
     }
+
+    /// Blocks with any content under checksums that fit.
+    #[test]
+    fn hostile_input() {
+        let whole = image().0.concat();
+        crate::hostile::feed("thin-metadata", &[&whole], |input| {
+            let mut image = Image(vec![[0; BLOCK]; 8]);
+            for (block, content) in image.0.iter_mut().zip(input.chunks(BLOCK)) {
+                block[..content.len()].copy_from_slice(content);
+            }
+            (0..8)
+                .for_each(|number| image.seal(number, if number < 2 { SUPERBLOCK_SALT } else { NODE_SALT }));
+            if let Ok(metadata) = ThinMetadata::open(image.file()) {
+                assert!(metadata.devices().is_ok_and(|all| all.len() < 5000) || metadata.devices().is_err());
+                drop((metadata.reach(1), metadata.reach(0)));
+            }
+        });
+    }
 }

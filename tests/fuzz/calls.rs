@@ -1,11 +1,19 @@
 //! Calls as nobody should make them, written from the protocol's own description: every service and every field that the
 //! files of `proto/` have, so that one which is added is tried without a word here.
 
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, Response, body::Bytes as Buffer};
+use lagan::proto::{IMPORT, ONLY_IF_EXISTS};
 use protox::{
     Compiler,
     prost_reflect::{
         DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
     },
+};
+
+use tonic::{
+    body::Body,
+    metadata::{MetadataMap, MetadataValue},
 };
 
 use crate::hostile::Random;
@@ -47,11 +55,57 @@ impl Call {
         }
     }
 
-    /// Whether it is more than a message in its frame.
+    /// As it goes over the wire.
+    pub(crate) fn into_request(self) -> Request<Body> {
+        let mut beside = MetadataMap::new();
+        if let Some(import) = &self.import {
+            beside.insert_bin(IMPORT, MetadataValue::from_bytes(import));
+        }
+        if self.only_if_exists {
+            beside.insert(ONLY_IF_EXISTS, MetadataValue::from_static("true"));
+        }
+        let request =
+            Request::post(format!("http://host{}", self.path)).header("content-type", "application/grpc");
+        let mut request = request.body(Body::new(Full::new(Buffer::from(self.body)))).unwrap();
+        request.headers_mut().extend(beside.into_headers());
+        request
+    }
+
+    /// The message, where it is alone in its frame.
     pub(crate) fn message(&self) -> Option<&[u8]> {
         let (head, message) = self.body.split_at_checked(5)?;
         let length = u32::from_be_bytes(head[1..].try_into().ok()?);
         (head[0] == 0 && usize::try_from(length) == Ok(message.len())).then_some(message)
+    }
+}
+
+/// What was answered.
+pub(crate) struct Answer {
+    pub(crate) code: u32,
+    pub(crate) message: String,
+    pub(crate) body: Buffer,
+}
+
+impl Answer {
+    pub(crate) async fn read(answer: Response<Body>) -> Self {
+        let (head, body) = answer.into_parts();
+        let whole = match body.collect().await {
+            Ok(whole) => whole,
+            Err(status) => {
+                return Self {
+                    code: 2,
+                    message: format!("the answer broke off: {status}"),
+                    body: Buffer::new(),
+                };
+            }
+        };
+        let (trailers, body) = (whole.trailers().cloned(), whole.to_bytes());
+        let status = |name: &str| {
+            let from = head.headers.get(name).or_else(|| trailers.as_ref()?.get(name));
+            from.map(|value| value.to_str().unwrap_or("is no text").to_owned())
+        };
+        let code = status("grpc-status").and_then(|code| code.parse().ok()).unwrap_or(u32::MAX);
+        Self { code, message: status("grpc-message").unwrap_or_default(), body }
     }
 }
 
@@ -106,6 +160,10 @@ pub(crate) struct Caller {
     random: Random,
     pub(crate) heard: Heard,
     last: Call,
+    /// The one root below which paths may be.
+    root: String,
+    /// Paths that lead elsewhere.
+    traps: Vec<String>,
     /// Decides the paths of this call: a volume has its own, as an orchestrator would give it.
     place: usize,
 }
@@ -142,8 +200,17 @@ impl Caller {
             usual,
             random: Random::new(seed),
             heard: Heard::default(),
+            last: Call::default(),
+            root: "/t".to_owned(),
+            traps: Vec::new(),
             place: 0,
         }
+    }
+
+    /// The same for a host with another root, which has traps.
+    pub(crate) fn below(self, root: &str, traps: &[&str]) -> Self {
+        let traps = traps.iter().map(|&trap| trap.to_owned()).collect();
+        Self { root: root.to_owned(), traps, ..self }
     }
 
     /// Every service of ours, as the files describe it.
@@ -301,7 +368,11 @@ impl Caller {
             }
             Kind::String | Kind::Bytes => {
                 let hostile = temper == Temper::Wild && self.random.chance(60);
-                let text = if hostile { self.random.text() } else { self.text(field.name(), within) };
+                let text = match hostile {
+                    true if field.name().contains("path") && self.random.chance(50) => self.path_elsewhere(),
+                    true => self.random.text(),
+                    false => self.text(field.name(), within),
+                };
                 if field.name() == "key" {
                     key.clone_from(&text);
                 }
@@ -366,10 +437,12 @@ impl Caller {
             _ if name.contains("_id") && !name.starts_with("node") => self.foreign_id(name),
             ("name", _) => format!("name-{number}"),
             ("node_id", _) => self.random.pick(&["n1", "n1", "n1", "n2", ""]).to_owned(),
-            ("staging_target_path", _) => format!("/t/staging-{}", self.place),
-            ("target_path" | "volume_publish_path", _) => format!("/t/pods/{}", self.place * 2 + number % 2),
-            ("volume_path", _) if number % 2 == 0 => format!("/t/staging-{}", self.place),
-            ("volume_path", _) => format!("/t/pods/{}", self.place * 2),
+            ("staging_target_path", _) => format!("{}/staging-{}", self.root, self.place),
+            ("target_path" | "volume_publish_path", _) => {
+                format!("{}/pods/{}", self.root, self.place * 2 + number % 2)
+            }
+            ("volume_path", _) if number % 2 == 0 => format!("{}/staging-{}", self.root, self.place),
+            ("volume_path", _) => format!("{}/pods/{}", self.root, self.place * 2),
             ("fs_type", _) | ("value", "fstype") => {
                 self.random.pick(&["", "ext4", "xfs", "btrfs"]).to_owned()
             }
@@ -385,6 +458,16 @@ impl Caller {
             ("value", "access") => self.random.pick(&["host", "host", "network"]).to_owned(),
             _ => format!("text-{number}"),
         }
+    }
+
+    /// A path that must not be followed.
+    fn path_elsewhere(&mut self) -> String {
+        let text = self.random.text();
+        if self.traps.is_empty() || self.random.chance(30) {
+            return format!("{}/{text}", self.root);
+        }
+        let trap = &self.traps[self.random.below(self.traps.len())];
+        if self.random.chance(50) { trap.clone() } else { format!("{trap}/{text}") }
     }
 
     /// An id in form, of something that is not here.

@@ -18,9 +18,9 @@ use tokio::runtime::Builder;
 use tonic::Code;
 
 use crate::{
-    calls::{Call, Caller},
+    calls::{Answer, Call, Caller},
     hostile::{Random, corpus, keep, kept, setting},
-    town::{Answer, Kind, Town},
+    town::{Kind, Town},
 };
 
 const WORKERS: usize = 2;
@@ -153,7 +153,8 @@ async fn story(number: u64, worker: usize, protocol: &DescriptorPool) {
         _ => Kind::Kubelet,
     };
     let town = Town::new(kind).await;
-    let mut caller = Caller::new(protocol, kind.services(), seed);
+    let traps = ["/t/../etc", "/etc/passwd", "/t", "/t/pods"];
+    let mut caller = Caller::new(protocol, kind.services(), seed).below("/t", &traps);
     for _ in 0..STORY {
         let call = caller.next();
         make(&town, &mut caller, &mut random, worker, call).await;

@@ -3,8 +3,7 @@
 
 use std::convert::Infallible;
 
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, body::Bytes as Buffer};
+use hyper::{Request, Response};
 use lagan::{
     bytes::Bytes,
     csi::{self, Gate, Services},
@@ -12,31 +11,19 @@ use lagan::{
     kubelet::Registration,
     peers::{HostName, Peer, Role},
     pool::fake::FakeDisk,
-    proto::{IMPORT, ONLY_IF_EXISTS},
     telemetry::{Metrics, RpcLayer},
 };
-use tonic::{
-    body::Body,
-    metadata::{MetadataMap, MetadataValue},
-    service::Routes,
-};
+use tonic::{body::Body, service::Routes};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneService};
 
 use crate::{
-    calls::Call,
+    calls::{Answer, Call},
     cluster::{Authority, Host, Routed, Told, addresses, modelled},
     hostile::Random,
 };
 
 /// Small, so that a list of all that fits stays short.
 const DISK: Bytes = Bytes::gib(4);
-
-/// What was answered.
-pub(crate) struct Answer {
-    pub(crate) code: u32,
-    pub(crate) message: String,
-    pub(crate) body: Buffer,
-}
 
 /// What is called in one story.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +52,7 @@ impl Kind {
 /// Somebody who can be called.
 pub(crate) struct Town {
     kind: Kind,
-    service: BoxCloneService<Request<Full<Buffer>>, Response<Body>, Infallible>,
+    service: BoxCloneService<Request<Body>, Response<Body>, Infallible>,
     work: Option<(Work, FakeDisk)>,
     _behind: Option<(Routed, Vec<Host>, Authority)>,
 }
@@ -116,18 +103,7 @@ impl Town {
 
     /// Makes a call.
     pub(crate) async fn call(&self, call: Call, random: &mut Random) -> Answer {
-        let mut headers = MetadataMap::new();
-        if let Some(import) = &call.import {
-            headers.insert_bin(IMPORT, MetadataValue::from_bytes(import));
-        }
-        if call.only_if_exists {
-            headers.insert(ONLY_IF_EXISTS, MetadataValue::from_static("true"));
-        }
-        let mut request = Request::post(format!("http://host{}", call.path))
-            .header("content-type", "application/grpc")
-            .body(Full::new(call.body.into()))
-            .unwrap();
-        request.headers_mut().extend(headers.into_headers());
+        let mut request = call.into_request();
         if random.chance(5)
             && let Ok(trace) = random.text().try_into()
         {
@@ -141,7 +117,7 @@ impl Town {
             }
         }
         let answer = self.service.clone().ready().await.unwrap().call(request).await.unwrap();
-        read(answer).await
+        Answer::read(answer).await
     }
 
     /// Nothing is left running, and another process finds all of it in order.
@@ -158,25 +134,4 @@ impl Town {
 
 fn host(name: &str) -> HostName {
     HostName::of(&name.parse().unwrap())
-}
-
-async fn read(answer: Response<Body>) -> Answer {
-    let (head, body) = answer.into_parts();
-    let whole = match body.collect().await {
-        Ok(whole) => whole,
-        Err(status) => {
-            return Answer {
-                code: 2,
-                message: format!("the answer broke off: {status}"),
-                body: Buffer::new(),
-            };
-        }
-    };
-    let (trailers, body) = (whole.trailers().cloned(), whole.to_bytes());
-    let status = |name: &str| {
-        let from = head.headers.get(name).or_else(|| trailers.as_ref()?.get(name));
-        from.map(|value| value.to_str().unwrap_or("is no text").to_owned())
-    };
-    let code = status("grpc-status").and_then(|code| code.parse().ok()).unwrap_or(u32::MAX);
-    Answer { code, message: status("grpc-message").unwrap_or_default(), body }
 }

@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why")]
 
+mod audit;
 mod backup;
+#[expect(dead_code, reason = "what failed is kept and read by those who have millions")]
+#[path = "../fuzz/calls.rs"]
+mod calls;
 mod commands;
 mod copies;
 #[path = "../support/counter.rs"]
@@ -14,6 +18,9 @@ mod formats;
 mod freeze;
 mod groups;
 mod growth;
+#[expect(dead_code, reason = "parsers are fed beside each of them")]
+#[path = "../support/hostile.rs"]
+mod hostile;
 mod import;
 #[path = "../support/kill.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]

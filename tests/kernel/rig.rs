@@ -295,6 +295,8 @@ pub(crate) struct Daemon {
     child: Child,
     pub(crate) socket: PathBuf,
     log: PathBuf,
+    /// For calls that no client would make.
+    pub(crate) channel: Channel,
     pub(crate) identity: IdentityClient<Channel>,
     pub(crate) controller: ControllerClient<Channel>,
     pub(crate) groups: GroupControllerClient<Channel>,
@@ -330,7 +332,8 @@ impl Daemon {
             identity: IdentityClient::new(channel.clone()),
             controller: ControllerClient::new(channel.clone()),
             groups: GroupControllerClient::new(channel.clone()),
-            node: NodeClient::new(channel),
+            node: NodeClient::new(channel.clone()),
+            channel,
         }
     }
 

@@ -182,7 +182,7 @@ impl Random {
     pub(crate) fn spoil(&mut self, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
         for _change in 0..=self.below(4) {
             let (at, end) = (self.below(bytes.len() + 1), bytes.len());
-            match self.below(9) {
+            match self.below(10) {
                 0 if at < end => bytes[at] ^= 1 << self.below(8),
                 1 if at < end => bytes[at] = self.pick(&[0, 1, 0x7f, 0x80, 0xff, b' ', b'"', b'\\', b'\n']),
                 2 => bytes.truncate(at),
@@ -194,11 +194,14 @@ impl Random {
                     drop(bytes.splice(to..to, piece));
                 }
                 5 => drop(bytes.drain(at..(at + self.below(16)).min(end))),
-                6 => {
-                    // A number in text.
-                    let digits: Vec<_> = (at..end).take_while(|&at| bytes[at].is_ascii_digit()).collect();
-                    let number = self.number().to_string();
-                    drop(bytes.splice(at..at + digits.len(), number.into_bytes()));
+                6 | 8 => {
+                    // The next number in the text.
+                    let at = (at..end).find(|&at| bytes[at].is_ascii_digit()).unwrap_or(at);
+                    let digits = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+                    let number = self.number();
+                    let number =
+                        if self.chance(50) { number.to_string() } else { number.cast_unsigned().to_string() };
+                    drop(bytes.splice(at..at + digits, number.into_bytes()));
                 }
                 7 if end >= 8 => {
                     let (at, width) = (at.min(end - 8), self.pick(&[2, 4, 8]));
@@ -247,7 +250,8 @@ pub(crate) fn setting(name: &str, default: u64) -> u64 {
     env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Feeds a parser with its corpus, with `samples`, and with what grows from both: `FUZZ_INPUTS` inputs, from `FUZZ_SEED`.
+/// Feeds a parser with its corpus, with `samples`, and with what grows from both: `FUZZ_INPUTS` inputs, from `FUZZ_SEED`,
+/// as many of them as there is time for in `FUZZ_SECONDS`.
 ///
 /// # Panics
 /// Where it panicked or was slow; the input is in the corpus then.
@@ -255,8 +259,13 @@ pub(crate) fn feed(name: &str, samples: &[&[u8]], parser: impl Fn(&[u8])) {
     let mut seeds = kept(name);
     seeds.extend(samples.iter().map(|sample| sample.to_vec()));
     let (count, mut random) = (setting("FUZZ_INPUTS", 5000), Random::new(setting("FUZZ_SEED", 1)));
-    let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
+    let (begun, mut slowest, mut fed) = (Instant::now(), Duration::ZERO, 0);
+    let enough = Duration::from_secs(setting("FUZZ_SECONDS", 2));
     for number in 0..seeds.len() as u64 + count {
+        if number >= seeds.len() as u64 && begun.elapsed() > enough {
+            break;
+        }
+        fed += 1;
         let input = match usize::try_from(number).ok().and_then(|number| seeds.get(number)) {
             Some(seed) => seed.clone(),
             None => grown(&mut random, &seeds),
@@ -268,7 +277,7 @@ pub(crate) fn feed(name: &str, samples: &[&[u8]], parser: impl Fn(&[u8])) {
         assert!(borne.is_ok(), "{name} panicked: see {}", keep(name, &input).display());
         assert!(took < SLOW, "{name} took {took:?}: see {}", keep(name, &input).display());
     }
-    println!("{name}: {count} inputs, 0 panics, slowest {slowest:?}, {:.1?} in all", begun.elapsed());
+    println!("{name}: {fed} inputs, 0 panics, slowest {slowest:.1?}, {:.1?} in all", begun.elapsed());
 }
 
 fn grown(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {

@@ -101,7 +101,7 @@ impl Health {
 /// is in the table: `metadata data block-sectors …`.
 fn parse(line: &Line, table: &Line) -> Option<Status> {
     let health = Health::parse(line)?;
-    let block = table.text.split(' ').nth(2)?.parse::<u64>().ok()? * SECTOR;
+    let block = table.text.split(' ').nth(2)?.parse::<u64>().ok()?.checked_mul(SECTOR)?;
     let amount = |field: &str, unit: u64| {
         let (used, total) = field.split_once('/')?;
         let bytes = |count: &str| Some(Bytes::new(count.parse::<u64>().ok()?.checked_mul(unit)?));
@@ -214,5 +214,20 @@ mod tests {
         assert!(sick.health.check().is_err());
         assert_eq!(check("Fail").unwrap().health.mode, Mode::Failed);
         assert_eq!(check("Error"), None);
+    }
+
+    #[test]
+    fn hostile_input() {
+        let sample =
+            b"1 14/2048 25/4096 - rw discard_passdown queue_if_no_space - 1024 \n253:0 253:1 128 0 0";
+        crate::hostile::feed("pool-status", &[sample, b"Fail\n253:0 253:1 128"], |input| {
+            let text = String::from_utf8_lossy(input);
+            let (status, table) = text.split_once('\n').unwrap_or((&text, "253:0 253:1 128"));
+            let line =
+                |text: &str| Line { start: 0, length: 8, target: "thin-pool".into(), text: text.into() };
+            if let Some(status) = parse(&line(status), &line(table)) {
+                drop(status.health.check());
+            }
+        });
     }
 }

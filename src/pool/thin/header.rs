@@ -74,6 +74,10 @@ impl Header {
                 ErrorKind::Unavailable,
                 format!("layout version {} of the pool is not {VERSION}", header.lagan_pool),
             )),
+            Some(Header { disk: Some(layout), .. }) if !layout.holds_together() => Err(Error::new(
+                ErrorKind::Unavailable,
+                "what the header of the pool says of its disk cannot be",
+            )),
             found => Ok(found),
         }
     }
@@ -94,7 +98,7 @@ impl Header {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::layout::linear, *};
 
     #[test]
     fn the_later_header_counts() {
@@ -108,5 +112,24 @@ mod tests {
         assert_eq!((moved.id, moved.machine.as_str(), moved.number), (header.id, "n", 1));
         assert_eq!(moved.disk, header.disk);
         assert!(Header::read(&tempfile::tempfile().unwrap(), Bytes::ZERO).is_err());
+    }
+
+    /// A disk that says it is ours is believed no further than it holds together.
+    #[test]
+    fn hostile_input() {
+        let header = Header::new("m", Layout::new(Bytes::gib(64)));
+        let written = record::encode_to(&header, BLOCK).unwrap();
+        crate::hostile::feed("headers", &[written.trim_ascii_end()], |input| {
+            let mut device = record::sealed(input);
+            device.resize(2 * BLOCK, b' ');
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&device, 0).unwrap();
+            if let Ok(Some(Header { disk: Some(mut layout), .. })) = Header::read(&file, Bytes::ZERO) {
+                let number = crate::sys::device::DeviceNumber::new(253, 1);
+                assert_eq!(layout.pool_table(number, number).len(), 1);
+                std::hint::black_box(linear(number, &layout.data));
+                std::hint::black_box(layout.extend(Bytes::gib(128)));
+            }
+        });
     }
 }

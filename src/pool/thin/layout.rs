@@ -79,6 +79,15 @@ impl Layout {
         Some(layout)
     }
 
+    /// Whether it can have been made by [`Layout::new`]: the kernel takes no other chunks, and we divide by them.
+    pub(super) fn holds_together(&self) -> bool {
+        let whole = |bytes: Bytes| bytes == bytes.round_down(UNIT) && bytes < Bytes::MAX;
+        let extents = [&self.metadata, &self.spare, &self.data].into_iter().flatten();
+        self.chunk >= CHUNK
+            && self.chunk == self.chunk.round_down(CHUNK)
+            && extents.into_iter().all(|extent| whole(extent.start) && extent.end() < Bytes::MAX)
+    }
+
     /// Takes in what a disk has become longer by; `false` where that is nothing.
     pub(super) fn extend(&mut self, disk: Bytes) -> bool {
         let extents = [&self.metadata, &self.spare, &self.data].into_iter().flatten();

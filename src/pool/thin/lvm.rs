@@ -132,13 +132,17 @@ fn report(place: &VolumeGroup, commands: &Commands) -> Result<Vec<Line>> {
     let fields = "vg_uuid,lv_uuid,lv_name,lv_attr,segtype,zero,lv_size,pool_lv,transaction_id";
     let arguments =
         ["lvs", "-a", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields, "--", &place.vg];
-    let output = run(commands, AfterDeadline::Kill, &arguments)?;
-    let (json, _complaints) = apart(&output);
+    lines_of(&run(commands, AfterDeadline::Kill, &arguments)?)
+}
+
+fn lines_of(output: &str) -> Result<Vec<Line>> {
+    let (json, _complaints) = apart(output);
+    let unread = || Error::new(ErrorKind::Unavailable, "read the report of lvs");
     let parsed: Report = serde_json::Deserializer::from_str(&json)
         .into_iter()
         .next()
-        .unwrap_or_else(|| Ok(Report { report: Vec::new() }))
-        .map_err(|error| Error::new(ErrorKind::Unavailable, "read the report of lvs").because(error))?;
+        .ok_or_else(unread)?
+        .map_err(|error| unread().because(error))?;
     Ok(parsed.report.into_iter().flat_map(|lines| lines.lv).collect())
 }
 
@@ -372,5 +376,43 @@ mod tests {
         let (report, complaints) = apart(output);
         assert_eq!(report, "{\n\"report\": [\n]\n}");
         assert_eq!(complaints, ["WARNING: first", "WARNING: second"]);
+    }
+
+    /// What LVM says of a small group, with a warning amid it.
+    const REPORT: &str = r#"  {
+      "report": [
+          {
+  WARNING: Device mismatch detected for vg/other.
+              "lv": [
+                  {"vg_uuid":"a-b", "lv_uuid":"c-d", "lv_name":"pool", "lv_attr":"twi-aotz--", "segtype":"thin-pool", "zero":"zero", "lv_size":"1073741824", "pool_lv":"", "transaction_id":"3"},
+                  {"vg_uuid":"a-b", "lv_uuid":"e-f", "lv_name":"theirs", "lv_attr":"Vwi-a-tz--", "segtype":"thin", "zero":"", "lv_size":"4194304", "pool_lv":"pool", "transaction_id":""}
+              ]
+          }
+      ]
+  }"#;
+
+    #[test]
+    fn no_report_is_no_empty_group() {
+        assert_eq!(lines_of(REPORT).unwrap().len(), 2);
+        for nothing in ["", "  WARNING: nothing\n", "{", "{}", "null", "{\"report\":[{}]}"] {
+            assert!(lines_of(nothing).is_err(), "{nothing:?}");
+        }
+        for cut in 0..REPORT.rfind(']').unwrap() {
+            assert!(lines_of(&REPORT[..cut]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn hostile_input() {
+        let place = VolumeGroup { vg: "vg".into(), thin_pool: "pool".into() };
+        crate::hostile::feed("lvm", &[REPORT.as_bytes()], |input| {
+            if let Ok(lines) = lines_of(&String::from_utf8_lossy(input)) {
+                assert!(foreign_in(&place, &lines).lengths.len() <= lines.len());
+                for line in &lines {
+                    assert!(line.uuid("-tpool").starts_with("LVM-"));
+                    std::hint::black_box(belongs(&place, line));
+                }
+            }
+        });
     }
 }

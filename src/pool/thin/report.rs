@@ -245,9 +245,14 @@ fn rows(output: &str, kind: &str, complaints: &mut Vec<String>) -> Result<Vec<Ro
         .next()
         .unwrap_or(Ok(Value::Null))
         .map_err(|error| Error::new(ErrorKind::Unavailable, "read a report of LVM").because(error))?;
-    let reports = value.get("report").and_then(Value::as_array).cloned().unwrap_or_default();
-    let lists = reports.iter().filter_map(|report| report.get(kind)?.as_array());
-    Ok(lists.flatten().filter_map(Value::as_object).cloned().collect())
+    // A report that lists nothing says so: one that is missing says nothing.
+    let missing = || Error::new(ErrorKind::Unavailable, format!("LVM has printed no report of any {kind}"));
+    let reports = value.get("report").and_then(Value::as_array).ok_or_else(missing)?;
+    let lists: Vec<_> = reports.iter().filter_map(|report| report.get(kind)?.as_array()).collect();
+    if lists.is_empty() {
+        return Err(missing());
+    }
+    Ok(lists.into_iter().flatten().filter_map(Value::as_object).cloned().collect())
 }
 
 fn groups(place: &VolumeGroup, commands: &Commands, complaints: &mut Vec<String>) -> Result<usize> {
@@ -281,7 +286,7 @@ fn lvm_facts(place: &VolumeGroup, commands: &Commands, complaints: &mut Vec<Stri
         transaction: number(pool, "transaction_id"),
         monitored: text(pool, "seg_monitor") == "monitored",
         threshold: threshold(commands)?,
-        promised: Bytes::new(inside.map(|row| number(row, "lv_size")).sum()),
+        promised: inside.fold(Bytes::ZERO, |sum, row| sum.plus(Bytes::new(number(row, "lv_size")))),
     })
 }
 
@@ -340,7 +345,24 @@ mod tests {
         let found = rows(output, "vg", &mut complaints).unwrap();
         assert_eq!(found.iter().map(|row| number(row, "vg_uuid")).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(complaints, ["WARNING: PV x was already found on /dev/a."]);
-        assert!(rows("", "vg", &mut complaints).unwrap().is_empty());
+        assert!(rows("{\"report\":[{\"vg\":[]}]}", "vg", &mut complaints).unwrap().is_empty());
+        for nothing in ["", "  WARNING: nothing\n", "{}", "{\"report\":[{\"lv\":[]}]}"] {
+            assert!(rows(nothing, "vg", &mut complaints).is_err(), "{nothing:?}");
+        }
         assert!(rows("{\"report\": [", "vg", &mut complaints).is_err());
+    }
+
+    #[test]
+    fn hostile_input() {
+        let sample =
+            b"{\"report\": [{\"lv\": [{\"lv_name\":\"pool\",\"vg_free\":\"4096\",\"lv_size\":\"8\"}]}]}";
+        crate::hostile::feed("lvm-rows", &[sample], |input| {
+            let mut complaints = Vec::new();
+            if let Ok(rows) = rows(&String::from_utf8_lossy(input), "lv", &mut complaints) {
+                for row in &rows {
+                    std::hint::black_box((text(row, "lv_name").len(), number(row, "vg_free")));
+                }
+            }
+        });
     }
 }

@@ -457,4 +457,21 @@ mod tests {
         assert_eq!(again(&device).all().unwrap().0.len(), 16);
         assert!(slots.flushes() <= 16);
     }
+
+    #[test]
+    fn hostile_input() {
+        let entry = Entry { number: 3, thin: 7, stage: Stage::Making, object: volume("a") };
+        let block = record::encode_to(&entry, BLOCK).unwrap();
+        crate::hostile::feed("slots", &[block.trim_ascii_end()], |input| {
+            let mut pair = block.clone();
+            for stored in [input.to_vec(), record::sealed(input)] {
+                pair.truncate(BLOCK);
+                pair.extend(stored);
+                pair.resize(2 * BLOCK, b' ');
+                let mut known = Known::default();
+                known.take_in(0, &pair);
+                assert_eq!(known.places.len() + known.free.len() + known.damaged.len(), 1);
+            }
+        });
+    }
 }

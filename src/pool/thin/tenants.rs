@@ -62,4 +62,15 @@ mod tests {
         assert!(is_volume("0123456789abcdef0123456789abcdef.raw"));
         assert!(!is_volume("disk.img") && !is_volume(".raw"));
     }
+
+    #[test]
+    fn hostile_input() {
+        crate::hostile::feed("lvm-filter", &[b"filter=[\"a|x|\",\"r|.*|\"]\n"], |input| {
+            let text = hiding(&["dm-7".to_owned()], &String::from_utf8_lossy(input));
+            assert!(
+                text.starts_with(" devices{filter=[\"r#^/dev/(dm-7)$#\"") && text.ends_with("]}"),
+                "{text}"
+            );
+        });
+    }
 }
