@@ -2,7 +2,7 @@
 //! every program that it starts, as strace sees them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs,
     os::unix::fs::{MetadataExt, symlink},
     path::{Component, Path, PathBuf},
@@ -63,6 +63,8 @@ struct Seen<'l> {
     paths: Vec<PathBuf>,
     failed: bool,
     writes: bool,
+    /// The number of what was opened.
+    descriptor: Option<&'l str>,
 }
 
 /// Takes a line apart; `None` for one that is no call, or the first half of one.
@@ -79,8 +81,9 @@ fn seen(line: &str) -> Option<Seen<'_>> {
     let failed = result.starts_with('-');
     let mut paths = Vec::new();
     // The file that was opened, wherever links led.
-    if let Some(opened) = result.split_once('<').filter(|_| call.starts_with("open")) {
-        paths.push(PathBuf::from(opened.1.trim_end_matches('>')));
+    let opened = result.split_once('<').filter(|_| call.starts_with("open"));
+    if let Some((_, path)) = opened {
+        paths.push(PathBuf::from(path.trim_end_matches('>')));
     } else {
         // A name is relative to the descriptor before it.
         let mut base = PathBuf::from("/");
@@ -94,7 +97,8 @@ fn seen(line: &str) -> Option<Seen<'_>> {
         }
     }
     let writes = ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC"].iter().any(|flag| arguments.contains(flag));
-    Some(Seen { call, paths, failed, writes: writes || !call.starts_with("open") })
+    let writes = writes || !call.starts_with("open");
+    Some(Seen { call, paths, failed, writes, descriptor: opened.map(|(number, _)| number) })
 }
 
 /// Without `.` and `..`.
@@ -110,40 +114,103 @@ fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-/// What strace has seen that must not be.
-fn strays(log: &str, ground: &Ground) -> (usize, usize, BTreeSet<String>) {
-    let (commands, root) = (Commands::find(), fs::canonicalize(&ground.root).unwrap());
-    let programs: BTreeSet<_> = Tool::ALL.into_iter().filter_map(|tool| commands.path(tool)).collect();
-    let own = [root.join("targets"), root.join("state"), root.join("pool"), root.join("csi.sock")];
-    let (mut opened, mut started, mut strays) = (0, 0, BTreeSet::new());
+/// What may be touched, and started.
+struct Allowed {
+    places: Vec<PathBuf>,
+    programs: BTreeSet<PathBuf>,
+}
+
+impl Allowed {
+    fn on(ground: &Ground) -> Self {
+        let (commands, root) = (Commands::find(), fs::canonicalize(&ground.root).unwrap());
+        let tools = Tool::ALL.into_iter().filter_map(|tool| commands.path(tool)).map(Path::to_owned);
+        // The minder is the driver once more.
+        let programs = tools.chain([ground.program.clone().into(), "/proc/self/exe".into()]).collect();
+        let places = ["targets", "state", "pool", "csi.sock"].map(|name| root.join(name)).into();
+        Self { places, programs }
+    }
+
+    fn path(&self, path: &Path, writes: bool) -> bool {
+        let shown = text(path);
+        let system = SYSTEM.iter().any(|place| path.starts_with(place)) && !writes;
+        // Files without a name, and what is in the pool's own filesystem by its inside, are in no place.
+        let nowhere = !path.is_absolute() || shown == "/" || shown.contains(" (deleted)");
+        let device = DEVICES.iter().any(|prefix| shown.starts_with(prefix));
+        system || nowhere || device || self.places.iter().any(|place| path.starts_with(place))
+    }
+}
+
+/// What was done, and what of it must not have been.
+#[derive(Debug, Default)]
+struct Audit {
+    touched: usize,
+    started: usize,
+    strays: BTreeSet<String>,
+}
+
+fn audit(log: &str, allowed: &Allowed) -> Audit {
+    let (mut audit, mut open) = (Audit::default(), HashMap::new());
     for line in log.lines() {
         let Some(seen) = seen(line) else { continue };
         if seen.call.starts_with("exec") {
-            started += 1;
+            audit.started += 1;
             let program = seen.paths.first().cloned().unwrap_or_default();
-            let ours = program == Path::new(&ground.program) || program.starts_with("/proc");
-            if !ours && !programs.contains(program.as_path()) {
-                strays.insert(format!("started {}", program.display()));
+            if !allowed.programs.contains(&program) {
+                audit.strays.insert(format!("started {}", program.display()));
             }
             continue;
         }
         if seen.failed {
             continue;
         }
-        opened += 1;
+        audit.touched += 1;
         for path in &seen.paths {
-            let shown = text(path);
-            let is_own = own.iter().any(|place| path.starts_with(place));
-            let system = SYSTEM.iter().any(|place| path.starts_with(place)) && !seen.writes;
-            // Files without a name, and those of the pool's own filesystem by the inside of it, are no places.
-            let nowhere = !path.is_absolute() || shown == "/" || shown.contains(" (deleted)");
-            let device = DEVICES.iter().any(|prefix| shown.starts_with(prefix));
-            if !(is_own || system || nowhere || device) {
-                strays.insert(format!("{} {shown}", seen.call));
+            // What is named by a descriptor is what that was opened on.
+            let by_descriptor = path.strip_prefix("/proc/self/fd").ok().and_then(|rest| {
+                let (number, rest) = (rest.iter().next()?, rest.iter().skip(1).collect::<PathBuf>());
+                let base: &PathBuf = open.get(number.to_str()?)?;
+                Some(if rest.as_os_str().is_empty() { base.clone() } else { base.join(rest) })
+            });
+            let path = by_descriptor.as_ref().unwrap_or(path);
+            if !allowed.path(path, seen.writes) {
+                audit.strays.insert(format!("{} {}", seen.call, path.display()));
             }
         }
+        if let (Some(descriptor), Some(path)) = (seen.descriptor, seen.paths.last()) {
+            open.insert(descriptor.to_owned(), path.clone());
+        }
     }
-    (opened, started, strays)
+    audit
+}
+
+/// The audit must be able to fail.
+#[test]
+fn strays_are_seen() {
+    let allowed = Allowed { places: vec!["/r/targets".into()], programs: ["/sbin/mke2fs".into()].into() };
+    let check = |line: &str| audit(line, &allowed).strays.into_iter().collect::<Vec<_>>();
+    for fine in [
+        "7 openat(AT_FDCWD</>, \"/usr/lib/x.so\", O_RDONLY|O_CLOEXEC) = 3</usr/lib/x.so>",
+        "7 openat2(5</r/targets>, \"a\", {flags=O_PATH, resolve=RESOLVE_BENEATH}, 24) = 8</r/targets/a>",
+        "7 openat2(5</r/targets>, \"../etc/passwd\", {flags=O_PATH}, 24) = -1 EXDEV (Invalid cross-device link)",
+        "7 mkdirat(5</r/targets>, \"a\", 0750) = 0",
+        "7 execve(\"/sbin/mke2fs\", [\"/sbin/mke2fs\", \"--\", \"/dev/loop0\"], 0x1 /* 3 vars */) = 0",
+    ] {
+        assert!(check(fine).is_empty(), "{fine}");
+    }
+    for (stray, shown) in [
+        ("7 openat(AT_FDCWD</>, \"/usr/lib/x\", O_RDWR) = 3</usr/lib/x>", "openat /usr/lib/x"),
+        ("7 openat2(5</r/targets>, \"l\", {flags=O_PATH}, 24) = 8</etc/passwd>", "openat2 /etc/passwd"),
+        ("7 <... openat resumed>) = 8</etc/passwd>", "openat /etc/passwd"),
+        ("7 unlinkat(5</r/targets>, \"../x\", 0) = 0", "unlinkat /r/x"),
+        (
+            "7 openat(AT_FDCWD</>, \"/x\", O_PATH) = 8</r>\n7 umount2(\"/proc/self/fd/8/y\", 0) = 0",
+            "umount2 /r/y",
+        ),
+        ("7 execve(\"/bin/sh\", [\"sh\"], 0x1 /* 3 vars */) = 0", "started /bin/sh"),
+        ("7 execve(\"/bin/sh\", [\"sh\"], 0x1 <unfinished ...>", "started /bin/sh"),
+    ] {
+        assert_eq!(check(stray).last().unwrap(), shown);
+    }
 }
 
 #[tokio::test]
@@ -198,19 +265,19 @@ async fn nothing_outside_its_places_is_touched() {
             internal.push(format!("{}: {}", call.path, answer.message));
         }
     }
+    ground.account();
     assert!(daemon.stop().success());
     strace.wait().unwrap();
-    let (opened, started, strays) = strays(&fs::read_to_string(&log).unwrap(), &ground);
+    let Audit { touched, started, strays } = audit(&fs::read_to_string(&log).unwrap(), &Allowed::on(&ground));
     println!(
-        "{requests} requests, {done} of them carried out: {opened} files opened, made or removed and {started} programs \
+        "{requests} requests, {done} of them carried out: {touched} files opened, made or removed and {started} programs \
          started, {} of them outside the list; {} INTERNAL",
         strays.len(),
         internal.len()
     );
-    assert!(opened > 100 && started > 0, "the audit sees what is done");
+    assert!(touched > 100 && started > 0, "the audit sees what is done");
     assert!(strays.is_empty(), "{strays:#?}");
     assert!(internal.is_empty(), "{internal:#?}");
     assert_eq!(before, listing(&outside), "the canaries");
     ground.power_off();
-    ground.account();
 }
