@@ -64,7 +64,7 @@ impl fmt::Display for HostName {
 }
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// A router: it may make controller calls on every host.
     Router,

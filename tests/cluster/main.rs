@@ -6,6 +6,7 @@ mod calls;
 #[path = "../support/fakes.rs"]
 mod fakes;
 mod lists;
+mod load;
 mod lost;
 mod placing;
 mod programs;
