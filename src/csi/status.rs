@@ -25,6 +25,19 @@ pub const fn code(kind: ErrorKind) -> Code {
     }
 }
 
+/// Longest message in bytes. It stands in the head of an answer, where most bytes may take three, and clients take a head of
+/// 16 KiB: beyond that they would see no answer at all.
+const MESSAGE_LIMIT: usize = 2048;
+
+/// As much of a text as a message may hold.
+fn cut(mut text: String) -> String {
+    if text.len() > MESSAGE_LIMIT {
+        text.truncate(text.floor_char_boundary(MESSAGE_LIMIT - '…'.len_utf8()));
+        text.push('…');
+    }
+    text
+}
+
 /// Logs an error, here where it is handled, and turns it into the answer: a message that is never empty, and never
 /// any details.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
@@ -37,7 +50,7 @@ pub(crate) fn status(error: Error) -> Status {
         _ => tracing::info!(error = message, ?code, "call refused"),
     }
     #[expect(clippy::disallowed_methods, reason = "this is the one place that makes statuses")]
-    Status::new(code, message)
+    Status::new(code, cut(message))
 }
 
 /// The answer of another host as our own: what it said, or that it could not say it. Whether a call was carried out is not
@@ -51,7 +64,7 @@ pub(crate) fn passed_on(host: &dyn std::fmt::Display, said: &Status) -> Status {
     };
     // It was logged where it was handled.
     #[expect(clippy::disallowed_methods, reason = "this is the one place that makes statuses")]
-    Status::new(code(kind), said.message())
+    Status::new(code(kind), cut(said.message().to_owned()))
 }
 
 /// The kind that a code stands for; `None` for one that none of ours gives.
@@ -84,6 +97,16 @@ mod tests {
             assert_eq!(status.code(), expected);
             assert_eq!(status.message(), "what was tried: why not");
             assert!(status.details().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_message_has_an_end() {
+        let long = |length| status(Error::new(ErrorKind::Invalid, "\u{1F4A7}".repeat(length)));
+        assert_eq!(long(512).message().len(), MESSAGE_LIMIT);
+        for length in [513, 5000] {
+            let status = long(length);
+            assert!(status.message().len() <= MESSAGE_LIMIT && status.message().ends_with('…'), "{status}");
         }
     }
 }

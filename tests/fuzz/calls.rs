@@ -184,6 +184,9 @@ const RARE: &[&str] = &[
     "mount_flags",
 ];
 
+/// A message of this length is refused unseen.
+const LONGEST: usize = 5 << 20;
+
 impl Caller {
     /// One that mostly calls these services.
     pub(crate) fn new(pool: &DescriptorPool, services: &[&str], seed: u64) -> Self {
@@ -336,6 +339,9 @@ impl Caller {
             let within =
                 if field.name() == "value" && !key.is_empty() { key.clone() } else { within.to_owned() };
             for _ in 0..count {
+                if out.len() > LONGEST {
+                    break;
+                }
                 self.field(&field, &within, temper, depth, &mut key, out);
             }
         }

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Most memory of the whole process, the modelled disks included.
 const MEMORY_MIB: u64 = 256;
 /// Longest message, as it is sent: clients take heads of 16 KiB and no longer.
-const MESSAGE_LIMIT: usize = 4 << 10;
+const MESSAGE_LIMIT: usize = 7 << 10;
 
 /// What no service of ours offers.
 const NOT_OFFERED: &[&str] = &[
