@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{keep_private, serve};
+use super::{keep_private, raise_file_limit, serve};
 use crate::{
     config::{self, Config, Mode},
     csi::{self, Gate, Member, PeerFacts, Services, Topology},
@@ -181,6 +181,7 @@ impl engine::Uses for NoUses {
 /// Where the certificates cannot be used, or the socket or an address cannot be had.
 pub async fn serve_router(config: &Config) -> Result<()> {
     keep_private()?;
+    raise_file_limit()?;
     let cluster = config.cluster.as_ref();
     let cluster = cluster.ok_or_else(|| Error::new(ErrorKind::Invalid, "a router needs a [cluster]"))?;
     let mut pools = Pools::new();

@@ -214,12 +214,24 @@ impl engine::Uses for LocalUses {
     }
 }
 
+/// Open files that are enough for everybody: connections to the socket and of peers, and what work needs.
+const FILES: u64 = 16 << 10;
+
 /// Files and sockets of this process are its owner's, and its memory, through which secrets pass, is nobody's.
 fn keep_private() -> Result<()> {
     process::umask(FileMode::RWXG | FileMode::RWXO);
     let no_core = process::Rlimit { current: Some(0), maximum: Some(0) };
     // Lowering a limit is always allowed.
     process::setrlimit(process::Resource::Core, no_core).doing(|| "forbid core files")
+}
+
+/// Lets every connection that we take have its descriptor, and work have some beside. More is not asked for: some programs
+/// that we start look at each descriptor that they might have.
+fn raise_file_limit() -> Result<()> {
+    let limit = process::getrlimit(process::Resource::Nofile);
+    let enough = limit.maximum.map_or(FILES, |most| most.min(FILES));
+    let raised = process::Rlimit { current: limit.current.map(|now| now.max(enough)), ..limit };
+    process::setrlimit(process::Resource::Nofile, raised).doing(|| "raise the limit of open files")
 }
 
 /// What must hold before anything is opened; each refusal names its remedy.
@@ -265,6 +277,7 @@ impl App {
     /// Where this host or its state directory does not do.
     pub fn new(config: Config, mode: Mode, minder: Option<Arc<Minder>>) -> Result<Self> {
         keep_private()?;
+        raise_file_limit()?;
         check_host(&config)?;
         let commands = Arc::new(Commands::find());
         for tool in needed(&config).filter(|tool| commands.path(*tool).is_none()) {

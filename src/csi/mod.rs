@@ -48,6 +48,9 @@ use identity::IdentityService;
 use node::NodeService;
 use status::status;
 
+/// Longest question about who we are, which asks nothing in particular: any peer may put it, and as many as it likes at once.
+const QUESTION_LIMIT: usize = 1 << 10;
+
 /// What the services stand on. A role that is not served here is `None`.
 #[derive(Clone)]
 pub struct Services {
@@ -98,7 +101,8 @@ impl Services {
 
     fn identity(&self, peers: Option<PeerFacts>) -> Routes {
         let (driver_name, pools) = (self.driver_name.clone(), Arc::clone(&self.pools));
-        Routes::new(IdentityServer::new(IdentityService { driver_name, pools, peers }))
+        let service = IdentityServer::new(IdentityService { driver_name, pools, peers });
+        Routes::new(service.max_decoding_message_size(QUESTION_LIMIT))
     }
 }
 

@@ -26,6 +26,7 @@ mod import;
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod kill;
 mod life;
+mod load;
 mod recovery;
 #[path = "../support/requests.rs"]
 mod requests;
