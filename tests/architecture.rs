@@ -264,3 +264,37 @@ fn imports_are_seen_in_every_form() {
     let text = "use crate::{\n    a::x,\n    b::{y, z::w},\n};\nfn f() { crate::c::d(); } // crate::e\n";
     assert_eq!(crate_paths(text), ["a::x", "b::y", "b::z::w", "c::d"]);
 }
+
+/// No shell, and no client that could ask an orchestrator for what a call did not bring: secrets come with calls only.
+#[test]
+fn there_is_no_shell_and_no_client_of_an_orchestrator() {
+    for (path, text) in sources() {
+        let shell = ["\"sh\"", "\"bash\"", "/bin/sh", "/bin/bash", "\"-c\""].into_iter();
+        let found = shell.filter(|word| shipped(&text).contains(word)).collect::<Vec<_>>();
+        assert!(found.is_empty(), "{} names {found:?}", relative(&path));
+    }
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).unwrap();
+    for client in ["kube", "k8s-openapi", "reqwest", "ureq", "hyper-rustls"] {
+        assert!(!lock.contains(&format!("name = \"{client}\"")), "{client} is linked");
+    }
+}
+
+/// Every test that docs/security.md names is there: `path::name`, the path from the root of the tree.
+#[test]
+fn what_security_md_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let quoted = text.split('`').skip(1).step_by(2);
+    let named: Vec<_> =
+        quoted.filter_map(|word| word.split_once("::")).filter(|(path, _)| path.contains('/')).collect();
+    assert!(named.len() > 30, "the rows name tests");
+    for (path, name) in named {
+        let source = fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let there = [format!("fn {name}("), format!("func {name}(")].iter().any(|line| source.contains(line));
+        assert!(there, "docs/security.md names {path}::{name}, which is not there");
+    }
+    let rows = [1..=15, 19..=19, 22..=26, 29..=33].into_iter().flatten();
+    for row in rows {
+        assert!(text.contains(&format!("| S{row:02} |")), "docs/security.md lacks S{row:02}");
+    }
+}

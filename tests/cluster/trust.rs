@@ -130,3 +130,46 @@ async fn certificates_are_replaced_without_a_restart() {
     assert!(Credentials::read(authority.path(), Role::Router).is_err());
     assert!(addresses(&[host]).len() == 1);
 }
+
+/// The beginning of a handshake of TLS 1.2, as a client of that version would send it.
+fn hello_of_tls_1_2() -> Vec<u8> {
+    // Version, random, no session, one cipher (ECDHE_ECDSA_WITH_AES_128_GCM_SHA256), no compression, no extension.
+    let hello = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0xc0, 0x2b], &[1, 0], &[0, 0]].concat();
+    let length = u8::try_from(hello.len()).unwrap();
+    [&[22, 3, 1, 0, length + 4, 1, 0, 0, length], &hello[..]].concat()
+}
+
+#[tokio::test]
+async fn an_older_tls_or_an_expired_certificate_is_refused() {
+    let authority = Authority::new();
+    let host = Host::start("n1", authority.of_host("n1"), Bytes::gib(1), &[]).await;
+    let address = host.address.to_string();
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    stream.write_all(&hello_of_tls_1_2()).await.unwrap();
+    let mut said = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut said)).await;
+    assert!(ended.is_ok(), "the connection stays open");
+    // A fatal alert, and nothing else: handshake failure, or protocol version.
+    assert!(said.len() == 7 && [said[0], said[5]] == [21, 2] && [40, 70].contains(&said[6]), "{said:?}");
+    // A router whose certificate has ended, signed by the right authority.
+    let router = authority.of(Role::Router);
+    assert!(is_answered(&address, &router, &Seen::default()).await);
+    let read = |name: &str| fs::read_to_string(authority.file(name)).unwrap();
+    let key = rcgen::KeyPair::from_pem(&read("ca.key")).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&read("ca.crt"), key).unwrap();
+    let key = rcgen::KeyPair::from_pem(&read("router.key")).unwrap();
+    let mut ended = rcgen::CertificateParams::new(["router.lagan".to_owned()]).unwrap();
+    (ended.not_before, ended.not_after) =
+        (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    ended.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    for (end, expected) in [(ended.not_after, false), (rcgen::date_time_ymd(2999, 1, 1), true)] {
+        ended.not_after = end;
+        fs::write(authority.file("router.crt"), ended.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+        // One that is read may still be refused.
+        let answered = match Credentials::read(authority.path(), Role::Router) {
+            Ok(credentials) => is_answered(&address, &credentials, &Seen::default()).await,
+            Err(_) => false,
+        };
+        assert_eq!(answered, expected, "good until {end}");
+    }
+}

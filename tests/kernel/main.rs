@@ -14,6 +14,7 @@ mod counter;
 mod crash;
 #[path = "../support/disk.rs"]
 mod disk;
+mod doors;
 mod formats;
 mod freeze;
 mod groups;
