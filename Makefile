@@ -95,7 +95,7 @@ test-kubernetes: image ## Lagan in a real Kubernetes of two nodes on this machin
 
 fuzz: ## Hostile calls of every service and hostile bytes for every parser: REQUESTS=10000000, SEED=1
 	@.ci/prepare build
-	FUZZ_SEED=$(or $(SEED),1) FUZZ_INPUTS=$$(($(or $(REQUESTS),10000000) / 10)) \
+	FUZZ_SEED=$(or $(SEED),1) FUZZ_INPUTS=$$(($(or $(REQUESTS),10000000) / 10)) FUZZ_SECONDS=20 \
 		cargo test --profile fuzz --locked --lib hostile -- --nocapture
 	FUZZ_SEED=$(or $(SEED),1) FUZZ_REQUESTS=$(or $(REQUESTS),10000000) cargo test --profile fuzz --locked --test fuzz -- --nocapture
 

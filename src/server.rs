@@ -108,7 +108,6 @@ pub struct Listener {
 
 impl Listener {
     /// Its connections, and the file that they come by.
-    #[must_use]
     pub fn incoming(self) -> (impl Stream<Item = io::Result<LocalStream>>, SocketFile) {
         let begin = (self.listener, Arc::new(Semaphore::new(CONNECTIONS)));
         (unfold(begin, |state| async { Some((Ok(accept(&state).await), state)) }), self.file)

@@ -447,7 +447,7 @@ impl Caller {
             ("target_path" | "volume_publish_path", _) => {
                 format!("{}/pods/{}", self.root, self.place * 2 + number % 2)
             }
-            ("volume_path", _) if number % 2 == 0 => format!("{}/staging-{}", self.root, self.place),
+            ("volume_path", _) if number.is_multiple_of(2) => format!("{}/staging-{}", self.root, self.place),
             ("volume_path", _) => format!("{}/pods/{}", self.root, self.place * 2),
             ("fs_type", _) | ("value", "fstype") => {
                 self.random.pick(&["", "ext4", "xfs", "btrfs"]).to_owned()

@@ -93,7 +93,7 @@ fn count_panics() {
 /// Resident memory of this process in MiB.
 fn memory() -> u64 {
     let pages = fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096 >> 20
+    (pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096) >> 20
 }
 
 /// Ends the process, loudly, where a call does not end.

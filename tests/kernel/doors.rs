@@ -12,9 +12,11 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use tonic::Code;
+
 use crate::{
     hostile::setting,
-    requests::{hide_at, show_at},
+    requests::{check, hide_at, show_at},
     rig::{Ground, Kind, filesystem, text, try_run},
 };
 
@@ -33,6 +35,30 @@ async fn nobody_else_reaches_the_socket() {
     let (well, said) = try_run("setpriv", &[&nobody, &ask[..]].concat());
     assert!(!well && said.contains("Permission denied"), "{said}");
     fs::remove_file(program).unwrap();
+}
+
+/// What is wrong with a path is the caller's to mend, and no bug of ours.
+#[tokio::test]
+async fn a_path_that_cannot_be_made_is_told_so() {
+    let ground = Ground::new(Kind::Image);
+    let mut daemon = ground.start().await;
+    let how = filesystem("ext4");
+    let id = daemon.create("a", 16, &how).await.volume_id;
+    let target = daemon.show(&ground, &id, "a", &how).await;
+    fs::write(ground.path("file"), "").unwrap();
+    let long = "n".repeat(256);
+    for (path, shown, hidden) in [
+        ("missing/a", Code::FailedPrecondition, Code::Ok),
+        ("file/a", Code::FailedPrecondition, Code::Ok),
+        (long.as_str(), Code::InvalidArgument, Code::InvalidArgument),
+    ] {
+        let (path, staging) = (ground.path(path), format!("{target}-staging"));
+        check(daemon.node.node_publish_volume(show_at(&id, &staging, &path, &how)).await, shown);
+        check(daemon.node.node_unpublish_volume(hide_at(&id, &path)).await, hidden);
+    }
+    daemon.hide(&ground, &id, "a").await;
+    fs::remove_file(ground.path("file")).unwrap();
+    ground.account();
 }
 
 /// A directory and a link that leads elsewhere take turns under one name, while volumes are shown and taken away there.

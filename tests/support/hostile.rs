@@ -260,7 +260,7 @@ pub(crate) fn feed(name: &str, samples: &[&[u8]], parser: impl Fn(&[u8])) {
     seeds.extend(samples.iter().map(|sample| sample.to_vec()));
     let (count, mut random) = (setting("FUZZ_INPUTS", 5000), Random::new(setting("FUZZ_SEED", 1)));
     let (begun, mut slowest, mut fed) = (Instant::now(), Duration::ZERO, 0);
-    let enough = Duration::from_secs(setting("FUZZ_SECONDS", 2));
+    let enough = Duration::from_secs(setting("FUZZ_SECONDS", 1));
     for number in 0..seeds.len() as u64 + count {
         if number >= seeds.len() as u64 && begun.elapsed() > enough {
             break;
