@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::Engine;
+use super::{Engine, index::Index};
 use crate::{
     bytes::Bytes,
     digest::Digest,
@@ -72,8 +72,13 @@ impl Engine {
     }
 
     async fn existing_group(&self, wanted: &NewGroup) -> Result<Option<Arc<Group>>> {
-        match self.look_up(|index| index.group_named(&wanted.name)).await {
-            None => self.expect_unknown_in(one_pool(wanted)?).await.map(|()| None),
+        let find = |index: &Index| index.group_named(&wanted.name);
+        let existing = match self.look_up(find).await {
+            None => self.look_again_in(one_pool(wanted)?, find).await?,
+            known => known,
+        };
+        match existing {
+            None => Ok(None),
             Some(existing) if existing.digest != wanted.digest => {
                 let what = format!("group {:?} exists ({}) of other volumes", existing.name, existing.id);
                 Err(Error::new(ErrorKind::Mismatch, what))

@@ -2,7 +2,7 @@
 //! changed only after the pool was, thrown away with the process.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Bound,
     sync::Arc,
 };
@@ -30,6 +30,8 @@ pub(super) struct Index {
     granted: usize,
     /// Records that could not be read when their pool was listed last.
     damaged: HashMap<PoolId, Vec<String>>,
+    /// Volumes that a change has failed of: how far it came only the pool knows.
+    doubtful: BTreeSet<VolumeId>,
 }
 
 impl Index {
@@ -98,6 +100,24 @@ impl Index {
         self.snapshots.range((from, Bound::Unbounded)).map(|(_, snapshot)| snapshot)
     }
 
+    /// A change of a volume has failed: what is known of it is asked of the pool before it is used again.
+    pub(super) fn doubt(&mut self, id: VolumeId) {
+        self.doubtful.insert(id);
+    }
+
+    /// A volume of a pool that is in doubt.
+    pub(super) fn doubtful(&self, pool: PoolId) -> Option<VolumeId> {
+        self.doubtful.range(VolumeId::all_of(pool)).next().copied()
+    }
+
+    /// Takes what the pool says of a volume in doubt, unless a later change has ended the doubt meanwhile.
+    pub(super) fn settle(&mut self, id: VolumeId, found: Option<Volume>) {
+        if self.doubtful.contains(&id) {
+            self.remove_volume(id);
+            found.into_iter().for_each(|volume| self.put_volume(volume));
+        }
+    }
+
     /// Adds a volume, or replaces what is known of it.
     pub(super) fn put_volume(&mut self, volume: Volume) {
         self.remove_volume(volume.id);
@@ -109,6 +129,7 @@ impl Index {
     }
 
     pub(super) fn remove_volume(&mut self, id: VolumeId) {
+        self.doubtful.remove(&id);
         if let Some(volume) = self.volumes.remove(&id) {
             if self.volume_names.get(&volume.name) == Some(&id) {
                 self.volume_names.remove(&volume.name);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Engine, Page};
+use super::{Engine, Page, index::Index};
 use crate::{
     bytes::Bytes,
     error::{Error, ErrorKind, Result},
@@ -68,10 +68,11 @@ impl Engine {
     }
 
     async fn existing_snapshot(&self, wanted: &NewSnapshot) -> Result<Option<Arc<Snapshot>>> {
-        let existing = self.look_up(|index| index.snapshot_named(&wanted.name)).await;
-        if existing.is_none() {
-            self.expect_unknown_in(wanted.volume.pool).await?;
-        }
+        let find = |index: &Index| index.snapshot_named(&wanted.name);
+        let existing = match self.look_up(find).await {
+            None => self.look_again_in(wanted.volume.pool, find).await?,
+            known => known,
+        };
         match existing {
             Some(existing) if existing.volume != wanted.volume => {
                 let what = format!("snapshot {:?} exists ({}) of another volume", existing.name, existing.id);

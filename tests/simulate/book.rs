@@ -247,6 +247,21 @@ impl Book {
         }
     }
 
+    /// Takes note of what is on the disk now that nothing is on its way; what is wrong with it.
+    pub(crate) fn observe(
+        &mut self,
+        subject: usize,
+        found: Option<&(String, Option<i64>, Option<bool>)>,
+    ) -> Option<String> {
+        let known = found.map(|(text, size, granted)| {
+            let id = self.known.iter().position(|known| known.text == *text);
+            (id.map(|id| u32::try_from(id).unwrap()), *size, *granted)
+        });
+        let model = &mut self.subjects[subject].model;
+        let before = model.describe();
+        (!model.observed(known)).then_some(before)
+    }
+
     // ---- contents
 
     /// Takes note of an id that was told for the first time, and of what is in it.

@@ -2,11 +2,11 @@
 
 use lagan::proto::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerGetVolumeRequest, ControllerPublishVolumeRequest,
-    CreateVolumeRequest, DeleteSnapshotRequest, GetSnapshotRequest, GetVolumeGroupSnapshotRequest,
-    ListSnapshotsRequest, ListVolumesRequest, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest,
-    NodePublishVolumeRequest, TopologyRequirement, VolumeCapability, controller_client::ControllerClient,
-    group_controller_client::GroupControllerClient, node_client::NodeClient,
-    volume_capability::access_mode::Mode,
+    CreateVolumeRequest, DeleteSnapshotRequest, GetCapacityRequest, GetSnapshotRequest,
+    GetVolumeGroupSnapshotRequest, ListSnapshotsRequest, ListVolumesRequest, NodeExpandVolumeRequest,
+    NodeGetVolumeStatsRequest, NodePublishVolumeRequest, TopologyRequirement, VolumeCapability,
+    controller_client::ControllerClient, group_controller_client::GroupControllerClient,
+    node_client::NodeClient, volume_capability::access_mode::Mode,
 };
 use tonic::Status;
 
@@ -278,4 +278,10 @@ pub(crate) async fn list_snapshots(way: Way, page: i32) -> Result<Vec<(String, S
             return Ok(found);
         }
     }
+}
+
+/// The room of a host.
+pub(crate) async fn capacity(way: Way) -> Result<i64, Status> {
+    let answer = ControllerClient::new(way).get_capacity(GetCapacityRequest::default()).await?;
+    Ok(answer.into_inner().available_capacity)
 }

@@ -281,6 +281,21 @@ impl Name {
         self.possible = things.map(|it| Possible { thing: it.thing, done: Vec::new() }).collect();
     }
 
+    /// It was looked at while nothing was on its way. `false` where it cannot be what was found: an id where it was told, a
+    /// length, whether it is granted.
+    pub(crate) fn observed(&mut self, found: Option<(Option<u32>, Option<i64>, Option<bool>)>) -> bool {
+        self.possible.retain(|possible| match (&possible.thing, found) {
+            (None, None) => true,
+            (Some(thing), Some((id, size, granted))) => {
+                thing.id == id
+                    && (thing.size.is_none() || size.is_none() || thing.size == size)
+                    && granted.is_none_or(|granted| granted == thing.grant.is_some())
+            }
+            _ => false,
+        });
+        !self.possible.is_empty()
+    }
+
     /// The host of it was started anew.
     pub(crate) fn rebooted(&mut self) {
         let all = std::mem::take(&mut self.possible).into_iter();

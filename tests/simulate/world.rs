@@ -431,7 +431,7 @@ impl World {
 
     // ---- processes and machines
 
-    fn kill(&mut self, which: usize) {
+    pub(crate) fn kill(&mut self, which: usize) {
         let hosts = self.machines.len();
         let process = match self.machines.get_mut(which) {
             Some(machine) => machine.process.take(),
