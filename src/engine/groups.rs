@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Engine, index::Index};
+use super::{
+    Engine,
+    index::{Doubtful, Index},
+};
 use crate::{
     bytes::Bytes,
     digest::Digest,
@@ -106,9 +109,11 @@ impl Engine {
     /// `Invalid` where its snapshots are not those that are claimed; `Unavailable` where its pool is.
     pub async fn delete_group(&self, id: GroupId, claim: &Claim) -> Result<()> {
         let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
-        let Some(group) = self.find_group(&pool, id).await? else { return Ok(()) };
-        self.check_claim(&group, claim)?;
-        pool.delete_group(id).await?;
+        // One whose end was begun is found no more, and may have left something.
+        if let Some(group) = self.find_group(&pool, id).await? {
+            self.check_claim(&group, claim)?;
+        }
+        pool.delete_group(id).await.inspect_err(|_| self.index().doubt(Doubtful::Group(id)))?;
         self.index().remove_group(id);
         tracing::info!(group = %id, "group deleted");
         Ok(())

@@ -29,7 +29,7 @@ pub mod snapshots;
 pub mod volumes;
 pub mod work;
 
-use index::Index;
+use index::{Doubtful, Index};
 
 /// One page of a list.
 #[derive(Clone, Debug)]
@@ -167,12 +167,40 @@ impl Engine {
         if !self.index().knows(pool.id()) {
             self.load(pool).await?;
         }
-        loop {
-            // Asked each time: no lock is held while the pool is.
-            let Some(id) = self.index().doubtful(pool.id()) else { return Ok(()) };
-            let found = pool.find_volume(id).await?;
-            self.index().settle(id, found);
+        // Asked each time: no lock is held while the pool is asked.
+        while let Some(what) = { self.index().doubtful(pool.id()) } {
+            self.ask_again(pool, what).await?;
         }
+        Ok(())
+    }
+
+    /// Asks the pool what has become of something that a change has failed of.
+    async fn ask_again(&self, pool: &Arc<dyn Pool>, what: Doubtful) -> Result<()> {
+        match what {
+            Doubtful::Volume(id) => {
+                let found = pool.find_volume(id).await?;
+                let mut index = self.index();
+                if index.settle(what) {
+                    index.remove_volume(id);
+                    found.into_iter().for_each(|volume| index.put_volume(volume));
+                }
+            }
+            Doubtful::Snapshot(id) => {
+                let gone = pool.find_snapshot(id).await?.is_none();
+                let mut index = self.index();
+                if index.settle(what) && gone {
+                    index.remove_snapshot(id);
+                }
+            }
+            Doubtful::Group(id) => {
+                let gone = pool.find_group(id).await?.is_none();
+                let mut index = self.index();
+                if index.settle(what) && gone {
+                    index.remove_group(id);
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn load(&self, pool: &Arc<dyn Pool>) -> Result<()> {
@@ -285,7 +313,7 @@ impl Engine {
 
     /// Stores a changed record, then knows it.
     async fn update(&self, pool: &Arc<dyn Pool>, volume: Volume) -> Result<()> {
-        pool.update_volume(&volume).await.inspect_err(|_| self.index().doubt(volume.id))?;
+        pool.update_volume(&volume).await.inspect_err(|_| self.index().doubt(Doubtful::Volume(volume.id)))?;
         self.index().put_volume(volume);
         Ok(())
     }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Engine, Page, index::Index};
+use super::{
+    Engine, Page,
+    index::{Doubtful, Index},
+};
 use crate::{
     bytes::Bytes,
     error::{Error, ErrorKind, Result},
@@ -89,7 +92,7 @@ impl Engine {
     pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
         self.expect_alone(id)?;
-        pool.delete_snapshot(id).await?;
+        pool.delete_snapshot(id).await.inspect_err(|_| self.index().doubt(Doubtful::Snapshot(id)))?;
         self.index().remove_snapshot(id);
         tracing::info!(snapshot = %id, "snapshot deleted");
         Ok(())

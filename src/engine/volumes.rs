@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Engine, Page,
-    index::Index,
+    index::{Doubtful, Index},
     plan::{self, SourceFacts},
 };
 use crate::{
@@ -189,7 +189,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::InUse, what));
         }
         let _turn = pool.take_turn(id, Sharing::Alone).await?;
-        pool.delete_volume(id).await.inspect_err(|_| self.index().doubt(id))?;
+        pool.delete_volume(id).await.inspect_err(|_| self.index().doubt(Doubtful::Volume(id)))?;
         self.index().remove_volume(id);
         tracing::info!(volume = %id, "volume deleted");
         Ok(())
@@ -247,7 +247,7 @@ impl Engine {
         let _turn = pool.take_turn(id, Sharing::Alone).await?;
         let grown = Volume { size, ..(*volume).clone() };
         // The record may be stored when something else of it fails.
-        pool.grow_volume(&grown).await.inspect_err(|_| self.index().doubt(id))?;
+        pool.grow_volume(&grown).await.inspect_err(|_| self.index().doubt(Doubtful::Volume(id)))?;
         tracing::info!(volume = %id, from = %volume.size, to = %size, "volume grown");
         self.index().put_volume(grown.clone());
         drop(promise);

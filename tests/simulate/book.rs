@@ -279,14 +279,20 @@ impl Book {
         let Op::Make { from, .. } = &flight.op else { return None };
         let raw = from.first().filter(|_| kind != Kind::Volume).map_or(raw, |from| self.known_of(*from).raw);
         let machine = &machines[self.subjects[flight.subject].home];
+        let member = |of: &u32| {
+            let of = &self.known_of(*of).text;
+            let (member, _) = said.members.iter().find(|(_, volume)| volume == of)?;
+            machine.read_snapshot(member)
+        };
         let held: Vec<u64> = match kind {
             Kind::Volume => machine.read(&text).into_iter().collect(),
             Kind::Snapshot => machine.read_snapshot(&text).into_iter().collect(),
-            Kind::Group => said.members.iter().filter_map(|member| machine.read_snapshot(member)).collect(),
+            Kind::Group => from.iter().filter_map(member).collect(),
         };
         let wrong = self.check_copy(from, &held, kind, since, now);
         let writes = held.first().map(|token| (now, *token)).into_iter().collect();
-        let (subject, members) = (flight.subject, said.members.clone());
+        let members = said.members.iter().map(|(member, _)| member.clone()).collect();
+        let subject = flight.subject;
         self.known.push(Known { text: text.clone(), subject, members, raw, writes });
         wrong.map(|wrong| format!("{text}, {:?}: {wrong}", flight.call))
     }
@@ -306,19 +312,13 @@ impl Book {
         }
         // When each held what its copy has.
         let mut at_once = (since, now);
-        let mut held = held.to_vec();
-        for source in from {
+        for (source, held) in from.iter().zip(held) {
             let writes = &self.known_of(*source).writes;
-            let during = writes.iter().enumerate().find_map(|(at, (when, token))| {
-                let until = writes.get(at + 1).map_or(u64::MAX, |(next, _)| *next);
-                let found = held.iter().position(|held| held == token)?;
-                held.remove(found);
-                Some((*when, until))
-            });
-            let Some((when, until)) = during else {
-                return Some(format!("it holds {held:?}, of {writes:?}"));
+            let Some(at) = writes.iter().position(|(_, token)| token == held) else {
+                return Some(format!("it holds {held}, of {writes:?}"));
             };
-            at_once = (at_once.0.max(when), at_once.1.min(until));
+            let until = writes.get(at + 1).map_or(u64::MAX, |(next, _)| *next);
+            at_once = (at_once.0.max(writes[at].0), at_once.1.min(until));
         }
         (at_once.0 > at_once.1).then(|| "it was not cut at one instant of the call".to_owned())
     }

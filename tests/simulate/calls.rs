@@ -55,8 +55,8 @@ pub(crate) struct Said {
     pub(crate) id: Option<String>,
     pub(crate) size: Option<i64>,
     pub(crate) granted: Option<bool>,
-    /// Of a group.
-    pub(crate) members: Vec<String>,
+    /// Of a group, with their volumes.
+    pub(crate) members: Vec<(String, String)>,
 }
 
 pub(crate) fn capability(raw: bool) -> VolumeCapability {
@@ -202,7 +202,7 @@ impl Call {
             }
             other => unreachable!("{other:?}"),
         };
-        let members = group.snapshots.into_iter().map(|member| member.snapshot_id).collect();
+        let members = group.snapshots.into_iter().map(|it| (it.snapshot_id, it.source_volume_id)).collect();
         Ok(Said { id: Some(group.group_snapshot_id), members, ..Said::default() })
     }
 

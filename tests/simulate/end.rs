@@ -52,6 +52,12 @@ impl World {
         if self.book.subjects[subject].kind != Kind::Volume {
             return self.must(subject, Op::Read { id });
         }
+        // What an interrupted call may have left at a path where nothing is shown.
+        for at in 0..2 {
+            if self.thing(subject).is_none_or(|thing| thing.shown[at].is_none()) {
+                self.must(subject, Op::Hide { id, at });
+            }
+        }
         let reads = self.thing(subject).and_then(|thing| thing.grant).unwrap_or(false);
         let shown = self.thing(subject).and_then(|thing| thing.shown[0]).unwrap_or(false);
         self.must(subject, Op::Grant { id, reads });
