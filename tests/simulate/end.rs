@@ -38,12 +38,25 @@ impl World {
     }
 
     /// Makes one call and lets it come to its end. No fault is left that could excuse anything.
-    fn must(&mut self, subject: usize, op: Op) {
+    pub(crate) fn must(&mut self, subject: usize, op: Op) {
         self.now += 1;
         let (call, op) = self.book.on(subject, op);
         let flight = self.book.flight(subject, call, op, self.routers.len(), self.now);
         self.send(flight);
         self.calm();
+    }
+
+    /// Makes a thing as it usually is, of these.
+    pub(crate) fn begin(&mut self, subject: usize, from: &[u32]) {
+        self.now += 1;
+        let (call, op) = self.book.usual(subject, from);
+        let flight = self.book.flight(subject, call, op, self.routers.len(), self.now);
+        self.send(flight);
+        self.calm();
+    }
+
+    pub(crate) fn last_id(&self, subject: usize) -> u32 {
+        self.book.subjects[subject].ids.last().copied().unwrap()
     }
 
     /// Brings a name to what it is for.
@@ -110,7 +123,7 @@ impl World {
     }
 
     /// Holds what is in the pools against what may be there, and what the driver says of it against both.
-    fn compare(&mut self) {
+    pub(crate) fn compare(&mut self) {
         let listings: Vec<Listing> =
             self.machines.iter().map(|machine| listing(&self.callers, machine)).collect();
         for (host, listing) in listings.iter().enumerate() {
@@ -178,7 +191,7 @@ impl World {
     }
 
     /// What users wrote is there, and nothing else.
-    fn check_contents(&mut self) {
+    pub(crate) fn check_contents(&mut self) {
         let mut wrong = None;
         for known in &self.book.known {
             let subject = &self.book.subjects[known.subject];
@@ -199,7 +212,7 @@ impl World {
     }
 
     /// Every object against the records.
-    fn check_accounts(&mut self) {
+    pub(crate) fn check_accounts(&mut self) {
         for host in 0..self.machines.len() {
             let machine = &self.machines[host];
             let listing = listing(&self.callers, machine);

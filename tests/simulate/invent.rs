@@ -123,8 +123,7 @@ impl Book {
         let plain = from == From::Nothing;
         let asked = if plain && chance.once_in(6) { 2 * GIB } else { GIB };
         let spec = format!("{raw} {from:?}");
-        let place = Topology::new(DRIVER, &format!("n{home}").parse().unwrap()).accessible();
-        let place = TopologyRequirement { requisite: vec![place.clone()], preferred: vec![place] };
+        let place = place_of(home);
         let name = self.subjects[subject].name.to_owned();
         let op = Op::Make { spec, asked, size: plain.then_some(asked), from: ids };
         (Call::Create { name, size: asked, raw, from, place }, op)
@@ -138,9 +137,7 @@ impl Book {
             None => {
                 let volumes = self.volumes_at(self.subjects[subject].home);
                 let volume = volumes.get(chance.below(volumes.len())).copied()?;
-                let (name, text) = (self.subjects[subject].name.to_owned(), self.text(volume));
-                let op = Op::Make { spec: format!("of {volume}"), asked: 0, size: None, from: vec![volume] };
-                (Call::Cut { name, volume: text }, op)
+                self.usual(subject, &[volume])
             }
         })
     }
@@ -156,13 +153,29 @@ impl Book {
                     return None;
                 }
                 let all: BTreeSet<u32> = (0..2).map(|_| volumes[chance.below(volumes.len())]).collect();
-                let name = self.subjects[subject].name.to_owned();
-                let texts = all.iter().map(|id| self.text(*id)).collect();
-                let from: Vec<u32> = all.into_iter().collect();
-                let op = Op::Make { spec: format!("of {from:?}"), asked: 0, size: None, from };
-                (Call::CutGroup { name, volumes: texts }, op)
+                self.usual(subject, &all.into_iter().collect::<Vec<_>>())
             }
         })
+    }
+
+    /// The call that makes a thing as it usually is: an empty volume, a snapshot of one, a group of several.
+    pub(crate) fn usual(&self, subject: usize, from: &[u32]) -> (Call, Op) {
+        let Subject { kind, home, raw, .. } = self.subjects[subject];
+        let name = self.subjects[subject].name.to_owned();
+        let of: Vec<String> = from.iter().map(|id| self.text(*id)).collect();
+        let made = |asked: i64, size| {
+            let spec =
+                if kind == Kind::Volume { format!("{raw} {:?}", From::Nothing) } else { format!("{of:?}") };
+            Op::Make { spec, asked, size, from: from.to_vec() }
+        };
+        match kind {
+            Kind::Volume => {
+                let (from, place) = (From::Nothing, place_of(home));
+                (Call::Create { name, size: GIB, raw, from, place }, made(GIB, Some(GIB)))
+            }
+            Kind::Snapshot => (Call::Cut { name, volume: of.concat() }, made(0, None)),
+            Kind::Group => (Call::CutGroup { name, volumes: of.clone() }, made(0, None)),
+        }
     }
 
     /// The last known ids of volumes on a host.
@@ -203,6 +216,12 @@ impl Book {
         };
         (call, op)
     }
+}
+
+/// Only on one host.
+fn place_of(home: usize) -> TopologyRequirement {
+    let place = Topology::new(DRIVER, &format!("n{home}").parse().unwrap()).accessible();
+    TopologyRequirement { requisite: vec![place.clone()], preferred: vec![place] }
 }
 
 pub(crate) fn staging_of(name: &str) -> String {

@@ -17,6 +17,7 @@ mod end;
 #[expect(dead_code, reason = "a simulation opens its pools itself")]
 mod fakes;
 mod invent;
+mod kept;
 mod machine;
 mod model;
 #[path = "../support/requests.rs"]

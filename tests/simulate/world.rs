@@ -1,5 +1,7 @@
 //! A schedule: hosts, routers and callers, and the one who decides what comes next.
 
+use std::collections::VecDeque;
+
 use http_body_util::{BodyExt, Full};
 use lagan::trace::Trace;
 use tokio::{runtime::Runtime, sync::oneshot};
@@ -35,7 +37,17 @@ pub(crate) struct Faults {
     pub(crate) cuts: bool,
 }
 
+/// What is to become of a step that a schedule was written for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Planned {
+    Fails(rustix::io::Errno),
+    /// Its process is killed before it.
+    Kill,
+}
+
 pub(crate) struct World {
+    /// Steps by name, of which the first one is waited for.
+    pub(crate) plan: VecDeque<(&'static str, Planned)>,
     pub(crate) chance: Chance,
     pub(crate) shared: Shared,
     pub(crate) faults: Faults,
@@ -71,18 +83,10 @@ enum Event {
 }
 
 impl World {
+    /// One drawn by lot.
     pub(crate) fn new(seed: u64, traced: bool) -> Self {
         let mut chance = Chance::new(seed);
-        let mut ids = Chance::new(chance.next());
-        lagan::id::foretell(move || {
-            uuid::Builder::from_random_bytes(
-                (u128::from(ids.next()) << 64 | u128::from(ids.next())).to_be_bytes(),
-            )
-            .into_uuid()
-        });
-        let shared = Shared::new(Chance::new(chance.next()));
         let (hosts, routers) = chance.pick(&[(1, 0), (1, 0), (1, 0), (2, 1), (2, 2), (3, 2)]);
-        let machines: Vec<Machine> = (0..hosts).map(Machine::new).collect();
         let faults = Faults {
             loss: chance.once_in(3),
             doubles: chance.once_in(4),
@@ -94,11 +98,37 @@ impl World {
             busy: chance.once_in(4),
             cuts: routers > 0 && chance.once_in(2),
         };
+        let mut world = Self::of(chance, hosts, routers, traced);
+        world.note(|| format!("{hosts} hosts, {routers} routers, {faults:?}"));
+        world.faults = faults;
+        let mut state = world.shared.lock();
+        state.calls_fail = if faults.calls { 25 } else { 0 };
+        state.calls_kill = if faults.kills { 60 } else { 0 };
+        drop(state);
+        world
+    }
+
+    /// One in which nothing happens by itself.
+    pub(crate) fn quiet(hosts: usize) -> Self {
+        Self::of(Chance::new(0), hosts, 0, true)
+    }
+
+    fn of(mut chance: Chance, hosts: usize, routers: usize, traced: bool) -> Self {
+        let mut ids = Chance::new(chance.next());
+        lagan::id::foretell(move || {
+            uuid::Builder::from_random_bytes(
+                (u128::from(ids.next()) << 64 | u128::from(ids.next())).to_be_bytes(),
+            )
+            .into_uuid()
+        });
+        let shared = Shared::new(Chance::new(chance.next()));
+        let machines: Vec<Machine> = (0..hosts).map(Machine::new).collect();
         let book = Book::new(&mut chance, hosts);
         let mut world = Self {
             chance,
             shared,
-            faults,
+            faults: Faults::default(),
+            plan: VecDeque::new(),
             machines,
             routers: Vec::new(),
             met: vec![vec![None; hosts]; routers],
@@ -109,17 +139,9 @@ impl World {
             now: 0,
             trace: traced.then(Vec::new),
         };
-        world.note(|| format!("{hosts} hosts, {routers} routers, {faults:?}"));
         (0..routers).for_each(|_| world.routers.push(None));
-        world.faults = Faults::default();
         world.calm();
-        world.faults = faults;
         world.book.trouble = 0;
-        let calls_fail = if faults.calls { 25 } else { 0 };
-        let calls_kill = if faults.kills { 60 } else { 0 };
-        let mut state = world.shared.lock();
-        (state.calls_fail, state.calls_kill) = (calls_fail, calls_kill);
-        drop(state);
         world
     }
 
@@ -468,12 +490,17 @@ impl World {
 
     fn cut_power(&mut self) {
         let host = self.chance.below(self.machines.len());
+        let mut chance = self.chance.clone();
+        self.chance.next();
+        self.lose_power(host, |ways| chance.below(ways));
+    }
+
+    pub(crate) fn lose_power(&mut self, host: usize, choose: impl FnMut(usize) -> usize) {
         self.kill(host);
         self.note(|| format!("the power of n{host} is cut"));
-        let Self { machines, chance, book, .. } = self;
-        machines[host].kernel.reboot();
-        machines[host].disk.power_cut(|ways| chance.below(ways));
-        book.rebooted(host);
+        self.machines[host].kernel.reboot();
+        self.machines[host].disk.power_cut(choose);
+        self.book.rebooted(host);
     }
 
     fn look(&mut self, router: usize, host: usize) {
@@ -554,7 +581,20 @@ impl World {
         if !state.steps.is_empty() {
             let step = state.steps.remove(0);
             drop(state);
-            self.take(step, Ok(()));
+            let planned = self.plan.front().filter(|(name, _)| *name == step.name).map(|(_, it)| *it);
+            if planned.is_some() {
+                self.plan.pop_front();
+            }
+            match planned {
+                None => self.take(step, Ok(())),
+                Some(Planned::Fails(error)) => self.take(step, Err(error.into())),
+                Some(Planned::Kill) => {
+                    let of =
+                        |machine: &Machine| machine.process.as_ref().is_some_and(|it| it.life == step.life);
+                    let at = self.machines.iter().position(of);
+                    at.into_iter().for_each(|at| self.kill(at));
+                }
+            }
         } else if !state.answers.is_empty() {
             let Answer { reply, back, from, .. } = state.answers.remove(0);
             drop(state);
