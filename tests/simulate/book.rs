@@ -222,9 +222,7 @@ impl Book {
             }
         };
         if possible {
-            let told =
-                self.sent.get(&number).is_some() && !self.subjects[flight.subject].model.waits_for(number);
-            if told {
+            if !self.subjects[flight.subject].model.waits_for(number) {
                 self.sent.remove(&number);
             }
             return None;

@@ -135,7 +135,7 @@ impl World {
         for subject in 0..self.book.subjects.len() {
             let home = self.book.subjects[subject].home;
             let found =
-                found(&listings[home], &self.book.subjects[subject].name, self.book.subjects[subject].kind);
+                found(&listings[home], self.book.subjects[subject].name, self.book.subjects[subject].kind);
             let elsewhere = listings.iter().enumerate().filter(|(host, _)| *host != home);
             let (name, kind) = (self.book.subjects[subject].name, self.book.subjects[subject].kind);
             let stray = elsewhere.flat_map(|(_, listing)| self::found(listing, name, kind)).count();

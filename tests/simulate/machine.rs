@@ -35,10 +35,7 @@ use tokio::{
 use tonic::service::Routes;
 use tower::ServiceExt;
 
-use crate::{
-    fakes::LocalUses,
-    shared::{Answer, Conductor, Life, Packet, Place, Shared, Way},
-};
+use crate::shared::{Answer, Conductor, Life, Packet, Place, Shared, Way};
 
 pub(crate) const DRIVER: &str = "lagan.csi";
 
@@ -79,7 +76,6 @@ pub(crate) struct Process {
     peers: Option<Routes>,
     ready: Arc<AtomicBool>,
     handlers: BTreeMap<u32, AbortHandle>,
-    pub(crate) work: Work,
     /// Of a host.
     pub(crate) pools: Option<Arc<Pools>>,
     facts: Option<PeerFacts>,
@@ -97,11 +93,6 @@ impl Process {
     /// A flush has failed: it says so to whoever probes it, and is started anew.
     pub(crate) fn is_broken(&self) -> bool {
         self.pools.as_ref().is_some_and(|pools| !pools.broken().is_empty())
-    }
-
-    /// Something that changes the pool goes on.
-    pub(crate) fn is_busy(&self) -> bool {
-        !self.is_ready() || !self.work.running().is_empty()
     }
 
     /// Takes a call in.
@@ -165,11 +156,10 @@ impl Machine {
         let node = Node::new(Arc::clone(&pools), Arc::new(kernel), settings);
         let settings = engine::Settings { node: self.node.clone(), max_volumes: 0 };
         let engine = Engine::new(Arc::clone(&pools), Arc::new(LocalUses(node.clone())), settings);
-        let work = Work::new(64);
         let services = Services {
             driver_name: DRIVER.into(),
             topology: Topology::new(DRIVER, &self.node),
-            work: work.clone(),
+            work: Work::new(64),
             pools: Arc::clone(&pools),
             engine: Some(engine.clone()),
             node: Some(node),
@@ -190,7 +180,6 @@ impl Machine {
             peers: Some(peers),
             ready,
             handlers: BTreeMap::new(),
-            work,
             pools: Some(pools),
             facts: Some(facts),
             view: None,
@@ -216,6 +205,16 @@ fn token_of(data: &[u8]) -> u64 {
     data.try_into().map_or(0, u64::from_le_bytes)
 }
 
+/// The node of the same host is asked who uses a volume.
+struct LocalUses(Node);
+
+#[async_trait]
+impl engine::Uses for LocalUses {
+    async fn release(&self, id: VolumeId) -> Result<()> {
+        self.0.release(id).await
+    }
+}
+
 struct NoUses;
 
 #[async_trait]
@@ -234,12 +233,11 @@ pub(crate) fn router(shared: &Shared, life: Life, machines: &[Machine]) -> Proce
     let pools = Arc::new(Pools::new());
     let to_nobody = engine::Settings { node: "router".parse().unwrap(), max_volumes: 0 };
     let engine = Engine::new(Arc::clone(&pools), Arc::new(NoUses), to_nobody);
-    let work = Work::new(64);
     let services = Services {
         driver_name: DRIVER.into(),
         pools,
         topology: Topology::anywhere(DRIVER),
-        work: work.clone(),
+        work: Work::new(64),
         engine: Some(engine),
         node: None,
     };
@@ -262,7 +260,7 @@ pub(crate) fn router(shared: &Shared, life: Life, machines: &[Machine]) -> Proce
     let local = csi::routes(&services, Some((router.clone(), router)));
     let (runtime, ready) = (runtime(), Arc::new(AtomicBool::new(true)));
     let (handlers, view) = (BTreeMap::new(), Some(view));
-    Process { life, runtime, local, peers: None, ready, handlers, work, pools: None, facts: None, view, seen }
+    Process { life, runtime, local, peers: None, ready, handlers, pools: None, facts: None, view, seen }
 }
 
 /// A router looks at a host, which answers or does not.

@@ -11,11 +11,9 @@ use std::{
 
 mod book;
 mod calls;
+mod calm;
 mod chance;
 mod end;
-#[path = "../support/fakes.rs"]
-#[expect(dead_code, reason = "a simulation opens its pools itself")]
-mod fakes;
 mod invent;
 mod kept;
 mod machine;
@@ -23,6 +21,7 @@ mod model;
 #[path = "../support/requests.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod requests;
+mod road;
 mod shared;
 mod world;
 

@@ -151,3 +151,30 @@ fn describe(number: DeviceNumber, device: &FakeDevice) -> Device {
         size: device.size,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(transient: bool) -> FakeDevice {
+        FakeDevice {
+            owner: Uuid::nil(),
+            label: String::new(),
+            transient,
+            read_only: false,
+            size: Bytes::gib(1),
+            filesystem: None,
+            filesystem_size: Bytes::gib(1),
+        }
+    }
+
+    #[test]
+    fn the_lowest_free_number_is_given_again() {
+        let kernel = FakeKernel::new(&["/t"]);
+        let ((first, going), (second, _stays)) =
+            (kernel.add_device(device(true)), kernel.add_device(device(true)));
+        assert_eq!((first.number.minor(), second.number.minor()), (0, 1));
+        drop(going);
+        assert_eq!(kernel.add_device(device(false)).0.number, first.number);
+    }
+}
