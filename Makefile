@@ -50,7 +50,10 @@ lint: ## Formatting, lints, documentation
 unit: ## Tests that need no root: values, logic, the whole API over a modelled kernel
 	cargo test --locked --lib
 	cargo test --locked --doc
-	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy --test fuzz
+	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy --test fuzz --test simulate
+
+simulate: ## Schedules of a modelled cluster, drawn by lot, against a reference: SEEDS=200000, FROM=20000; SEED=7 shows one of them
+	SEEDS="$(SEEDS)" FROM="$(FROM)" SEED="$(SEED)" cargo test --locked --test simulate -- --nocapture
 
 # What the tests read lies outside their module, where a cached result would not see a change. vet would also look into all of
 # Kubernetes below them, for minutes.

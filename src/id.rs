@@ -1,7 +1,7 @@
 //! Names of things: ids of volumes, snapshots and groups, of pools and nodes. Each is parsed once, by one grammar,
 //! and is never joined to a path as it came.
 
-use std::{fmt, ops::RangeInclusive, str::FromStr};
+use std::{cell::RefCell, fmt, ops::RangeInclusive, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use uuid::Uuid;
@@ -38,7 +38,7 @@ impl PoolId {
     /// The identity of a pool that is being made.
     #[must_use]
     pub fn random() -> Self {
-        Self(Uuid::new_v4())
+        Self(new_uuid())
     }
 
     /// The uuid that it is.
@@ -62,6 +62,21 @@ impl FromStr for PoolId {
     }
 }
 
+thread_local! {
+    /// Where the uuids of new objects come from on this thread, if not from chance.
+    static FORETOLD: RefCell<Option<Box<dyn FnMut() -> Uuid>>> = const { RefCell::new(None) };
+}
+
+/// Takes the uuids of new objects from `source` on this thread, from now on: for a simulation, which must be able to repeat
+/// itself to the byte.
+pub fn foretell(source: impl FnMut() -> Uuid + 'static) {
+    FORETOLD.set(Some(Box::new(source)));
+}
+
+fn new_uuid() -> Uuid {
+    FORETOLD.with_borrow_mut(|foretold| foretold.as_mut().map_or_else(Uuid::new_v4, |next| next()))
+}
+
 /// An id of the grammar `{letter}.{pool}.{uuid}`, 67 bytes.
 macro_rules! object_id {
     ($name:ident, $letter:literal, $what:literal) => {
@@ -78,7 +93,7 @@ macro_rules! object_id {
             #[doc = concat!("The id of ", $what, " that is being made in `pool`.")]
             #[must_use]
             pub fn random(pool: PoolId) -> Self {
-                Self { pool, uuid: Uuid::new_v4() }
+                Self { pool, uuid: new_uuid() }
             }
 
             /// Every id of this kind in `pool`, in order.

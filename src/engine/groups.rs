@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::Engine;
+use super::{
+    Engine,
+    index::{Doubtful, Index},
+};
 use crate::{
     bytes::Bytes,
     digest::Digest,
@@ -72,8 +75,13 @@ impl Engine {
     }
 
     async fn existing_group(&self, wanted: &NewGroup) -> Result<Option<Arc<Group>>> {
-        match self.look_up(|index| index.group_named(&wanted.name)).await {
-            None => self.expect_unknown_in(one_pool(wanted)?).await.map(|()| None),
+        let find = |index: &Index| index.group_named(&wanted.name);
+        let existing = match self.look_up(find).await {
+            None => self.look_again_in(one_pool(wanted)?, find).await?,
+            known => known,
+        };
+        match existing {
+            None => Ok(None),
             Some(existing) if existing.digest != wanted.digest => {
                 let what = format!("group {:?} exists ({}) of other volumes", existing.name, existing.id);
                 Err(Error::new(ErrorKind::Mismatch, what))
@@ -101,9 +109,11 @@ impl Engine {
     /// `Invalid` where its snapshots are not those that are claimed; `Unavailable` where its pool is.
     pub async fn delete_group(&self, id: GroupId, claim: &Claim) -> Result<()> {
         let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
-        let Some(group) = self.find_group(&pool, id).await? else { return Ok(()) };
-        self.check_claim(&group, claim)?;
-        pool.delete_group(id).await?;
+        // One whose end was begun is found no more, and may have left something.
+        if let Some(group) = self.find_group(&pool, id).await? {
+            self.check_claim(&group, claim)?;
+        }
+        pool.delete_group(id).await.inspect_err(|_| self.index().doubt(Doubtful::Group(id)))?;
         self.index().remove_group(id);
         tracing::info!(group = %id, "group deleted");
         Ok(())

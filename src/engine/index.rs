@@ -2,7 +2,7 @@
 //! changed only after the pool was, thrown away with the process.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Bound,
     sync::Arc,
 };
@@ -30,6 +30,16 @@ pub(super) struct Index {
     granted: usize,
     /// Records that could not be read when their pool was listed last.
     damaged: HashMap<PoolId, Vec<String>>,
+    /// What a change has failed of: how far it came only the pool knows.
+    doubtful: BTreeSet<Doubtful>,
+}
+
+/// Something that a change has failed of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Doubtful {
+    Volume(VolumeId),
+    Snapshot(SnapshotId),
+    Group(GroupId),
 }
 
 impl Index {
@@ -98,6 +108,26 @@ impl Index {
         self.snapshots.range((from, Bound::Unbounded)).map(|(_, snapshot)| snapshot)
     }
 
+    /// A change has failed: what is known of this is asked of the pool before it is used again.
+    pub(super) fn doubt(&mut self, what: Doubtful) {
+        self.doubtful.insert(what);
+    }
+
+    /// Something in a pool that is in doubt.
+    pub(super) fn doubtful(&self, pool: PoolId) -> Option<Doubtful> {
+        let pool_of = |it: &&Doubtful| match it {
+            Doubtful::Volume(id) => id.pool,
+            Doubtful::Snapshot(id) => id.pool,
+            Doubtful::Group(id) => id.pool,
+        };
+        self.doubtful.iter().find(|it| pool_of(it) == pool).copied()
+    }
+
+    /// Ends a doubt; `false` where a later change has done it meanwhile, and knows better.
+    pub(super) fn settle(&mut self, what: Doubtful) -> bool {
+        self.doubtful.remove(&what)
+    }
+
     /// Adds a volume, or replaces what is known of it.
     pub(super) fn put_volume(&mut self, volume: Volume) {
         self.remove_volume(volume.id);
@@ -109,6 +139,7 @@ impl Index {
     }
 
     pub(super) fn remove_volume(&mut self, id: VolumeId) {
+        self.doubtful.remove(&Doubtful::Volume(id));
         if let Some(volume) = self.volumes.remove(&id) {
             if self.volume_names.get(&volume.name) == Some(&id) {
                 self.volume_names.remove(&volume.name);
@@ -129,6 +160,7 @@ impl Index {
     }
 
     pub(super) fn remove_snapshot(&mut self, id: SnapshotId) {
+        self.doubtful.remove(&Doubtful::Snapshot(id));
         if let Some(snapshot) = self.snapshots.remove(&id) {
             if self.snapshot_names.get(&snapshot.name) == Some(&id) {
                 self.snapshot_names.remove(&snapshot.name);
@@ -144,6 +176,7 @@ impl Index {
 
     /// Removes a group, and its snapshots.
     pub(super) fn remove_group(&mut self, id: GroupId) {
+        self.doubtful.remove(&Doubtful::Group(id));
         if let Some(group) = self.groups.remove(&id) {
             if self.group_names.get(&group.name) == Some(&id) {
                 self.group_names.remove(&group.name);

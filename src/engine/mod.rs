@@ -29,7 +29,7 @@ pub mod snapshots;
 pub mod volumes;
 pub mod work;
 
-use index::Index;
+use index::{Doubtful, Index};
 
 /// One page of a list.
 #[derive(Clone, Debug)]
@@ -162,11 +162,48 @@ impl Engine {
         self.inner.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes sure that a pool's records are in the index.
+    /// Makes sure that a pool's records are in the index, as they are.
     async fn ready(&self, pool: &Arc<dyn Pool>) -> Result<()> {
-        if self.index().knows(pool.id()) {
-            return Ok(());
+        if !self.index().knows(pool.id()) {
+            self.load(pool).await?;
         }
+        // Asked each time: no lock is held while the pool is asked.
+        while let Some(what) = { self.index().doubtful(pool.id()) } {
+            self.ask_again(pool, what).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks the pool what has become of something that a change has failed of.
+    async fn ask_again(&self, pool: &Arc<dyn Pool>, what: Doubtful) -> Result<()> {
+        match what {
+            Doubtful::Volume(id) => {
+                let found = pool.find_volume(id).await?;
+                let mut index = self.index();
+                if index.settle(what) {
+                    index.remove_volume(id);
+                    found.into_iter().for_each(|volume| index.put_volume(volume));
+                }
+            }
+            Doubtful::Snapshot(id) => {
+                let gone = pool.find_snapshot(id).await?.is_none();
+                let mut index = self.index();
+                if index.settle(what) && gone {
+                    index.remove_snapshot(id);
+                }
+            }
+            Doubtful::Group(id) => {
+                let gone = pool.find_group(id).await?.is_none();
+                let mut index = self.index();
+                if index.settle(what) && gone {
+                    index.remove_group(id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn load(&self, pool: &Arc<dyn Pool>) -> Result<()> {
         let _loading = self.inner.loading.lock().await;
         if self.index().knows(pool.id()) {
             return Ok(());
@@ -222,18 +259,26 @@ impl Engine {
         find(&self.index())
     }
 
-    /// Makes sure that a name which is not known is not that of an object in a pool that is closed, or whose record cannot
-    /// be read: a second, empty volume in the place of the first would look like lost data. Only of the pool that the
-    /// request goes to, which is the same each time: the others go on without it.
-    async fn expect_unknown_in(&self, home: PoolId) -> Result<()> {
+    /// Looks again for a name that is not known, and makes sure that it is not that of an object in a pool that is closed, or
+    /// whose record cannot be read: a second, empty volume in the place of the first would look like lost data. Only in the
+    /// pool that the request goes to, which is the same each time: the others go on without it.
+    async fn look_again_in<T: Send>(
+        &self,
+        home: PoolId,
+        find: impl Fn(&Index) -> Option<T> + Send + Sync,
+    ) -> Result<Option<T>> {
         let pool = self.pool(home).await?;
+        // It may have been read only now.
+        if let Some(found) = find(&self.index()) {
+            return Ok(Some(found));
+        }
         if !self.index().damaged().contains(&home) {
-            return Ok(());
+            return Ok(None);
         }
         let damaged = pool.list().await?.damaged;
         let Some(first) = damaged.first() else {
             self.index().note_damaged(home, damaged);
-            return Ok(());
+            return Ok(None);
         };
         let what = format!(
             "pool {home} holds {} record(s) that cannot be read, one of which may have this name ({first}): mend or move \
@@ -268,7 +313,7 @@ impl Engine {
 
     /// Stores a changed record, then knows it.
     async fn update(&self, pool: &Arc<dyn Pool>, volume: Volume) -> Result<()> {
-        pool.update_volume(&volume).await?;
+        pool.update_volume(&volume).await.inspect_err(|_| self.index().doubt(Doubtful::Volume(volume.id)))?;
         self.index().put_volume(volume);
         Ok(())
     }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Engine, Page};
+use super::{
+    Engine, Page,
+    index::{Doubtful, Index},
+};
 use crate::{
     bytes::Bytes,
     error::{Error, ErrorKind, Result},
@@ -68,10 +71,11 @@ impl Engine {
     }
 
     async fn existing_snapshot(&self, wanted: &NewSnapshot) -> Result<Option<Arc<Snapshot>>> {
-        let existing = self.look_up(|index| index.snapshot_named(&wanted.name)).await;
-        if existing.is_none() {
-            self.expect_unknown_in(wanted.volume.pool).await?;
-        }
+        let find = |index: &Index| index.snapshot_named(&wanted.name);
+        let existing = match self.look_up(find).await {
+            None => self.look_again_in(wanted.volume.pool, find).await?,
+            known => known,
+        };
         match existing {
             Some(existing) if existing.volume != wanted.volume => {
                 let what = format!("snapshot {:?} exists ({}) of another volume", existing.name, existing.id);
@@ -88,7 +92,7 @@ impl Engine {
     pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         let Some(pool) = self.find_pool(id.pool).await? else { return Ok(()) };
         self.expect_alone(id)?;
-        pool.delete_snapshot(id).await?;
+        pool.delete_snapshot(id).await.inspect_err(|_| self.index().doubt(Doubtful::Snapshot(id)))?;
         self.index().remove_snapshot(id);
         tracing::info!(snapshot = %id, "snapshot deleted");
         Ok(())

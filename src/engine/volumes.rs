@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Engine, Page,
+    index::{Doubtful, Index},
     plan::{self, SourceFacts},
 };
 use crate::{
@@ -117,7 +118,11 @@ impl Engine {
 
     /// The volume of this name, if there is one and it is what is asked for.
     async fn existing(&self, wanted: &NewVolume) -> Result<Option<Arc<Volume>>> {
-        let existing = self.look_up(|index| index.volume_named(&wanted.name)).await;
+        let find = |index: &Index| index.volume_named(&wanted.name);
+        let existing = match self.look_up(find).await {
+            None => self.look_again_in(self.home_of(wanted).await?, find).await?,
+            known => known,
+        };
         match &existing {
             Some(existing) if !wanted.reachable => {
                 let what =
@@ -125,7 +130,7 @@ impl Engine {
                 return Err(Error::new(ErrorKind::Mismatch, what));
             }
             Some(existing) => plan::matches(existing, wanted)?,
-            None => self.expect_unknown_in(self.home_of(wanted).await?).await?,
+            None => {}
         }
         Ok(existing)
     }
@@ -184,7 +189,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::InUse, what));
         }
         let _turn = pool.take_turn(id, Sharing::Alone).await?;
-        pool.delete_volume(id).await?;
+        pool.delete_volume(id).await.inspect_err(|_| self.index().doubt(Doubtful::Volume(id)))?;
         self.index().remove_volume(id);
         tracing::info!(volume = %id, "volume deleted");
         Ok(())
@@ -241,7 +246,8 @@ impl Engine {
         let promise = self.promise(pool.id(), &capacity, size.minus(volume.size))?;
         let _turn = pool.take_turn(id, Sharing::Alone).await?;
         let grown = Volume { size, ..(*volume).clone() };
-        pool.grow_volume(&grown).await?;
+        // The record may be stored when something else of it fails.
+        pool.grow_volume(&grown).await.inspect_err(|_| self.index().doubt(Doubtful::Volume(id)))?;
         tracing::info!(volume = %id, from = %volume.size, to = %size, "volume grown");
         self.index().put_volume(grown.clone());
         drop(promise);

@@ -29,7 +29,7 @@ mod view;
 mod watching;
 
 pub use order::Placing;
-pub use remote::remote;
+pub use remote::{Way, remote};
 pub use view::{Host, Observation, Settings, View};
 pub use watching::{Local, Watching};
 

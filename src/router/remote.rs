@@ -2,9 +2,11 @@
 
 use tonic::{
     Request, Response, Status, async_trait,
+    body::Body,
+    codegen::{StdError, http},
     metadata::{Ascii, MetadataKey},
-    transport::Channel,
 };
+use tower::Service;
 
 use crate::{
     csi::{Member, status::passed_on},
@@ -34,9 +36,36 @@ const ANSWER_LIMIT: usize = 64 << 20;
 /// How gRPC says until when a call is worth answering.
 const TIMEOUT: &str = "grpc-timeout";
 
-/// The host at the other end of a channel, under its name.
+/// A way to another host: a channel, or whatever else carries its calls.
+pub trait Way:
+    Service<
+        http::Request<Body>,
+        Response = http::Response<Body>,
+        Error: Into<StdError>,
+        Future: Future + Send,
+    > + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<T> Way for T where
+    T: Service<
+            http::Request<Body>,
+            Response = http::Response<Body>,
+            Error: Into<StdError>,
+            Future: Future + Send,
+        > + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The host at the other end, under its name.
 #[must_use]
-pub fn remote(host: &str, channel: Channel) -> Member {
+pub fn remote(host: &str, channel: impl Way) -> Member {
     let controller = ControllerClient::new(channel.clone()).max_decoding_message_size(ANSWER_LIMIT);
     let groups = GroupControllerClient::new(channel).max_decoding_message_size(ANSWER_LIMIT);
     let host = host.to_owned();
@@ -65,9 +94,9 @@ fn onward<T>(request: Request<T>) -> Request<T> {
 }
 
 macro_rules! pass_on {
-    ($service:ident by $client:ty: $($call:ident $request:ident $response:ident)*) => {
+    ($service:ident by $client:ident: $($call:ident $request:ident $response:ident)*) => {
         #[async_trait]
-        impl $service for Remote<$client> {
+        impl<W: Way> $service for Remote<$client<W>> {
             $(async fn $call(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
                 let answer = self.client.clone().$call(onward(request)).await;
                 answer.map(|answer| Response::new(answer.into_inner())).map_err(|said| passed_on(&self.host, &said))
@@ -76,7 +105,7 @@ macro_rules! pass_on {
     };
 }
 
-pass_on! { Controller by ControllerClient<Channel>:
+pass_on! { Controller by ControllerClient:
     create_volume CreateVolumeRequest CreateVolumeResponse
     delete_volume DeleteVolumeRequest DeleteVolumeResponse
     controller_publish_volume ControllerPublishVolumeRequest ControllerPublishVolumeResponse
@@ -96,7 +125,7 @@ pass_on! { Controller by ControllerClient<Channel>:
     controller_get_volume_health ControllerGetVolumeHealthRequest ControllerGetVolumeHealthResponse
 }
 
-pass_on! { GroupController by GroupControllerClient<Channel>:
+pass_on! { GroupController by GroupControllerClient:
     group_controller_get_capabilities GroupControllerGetCapabilitiesRequest GroupControllerGetCapabilitiesResponse
     create_volume_group_snapshot CreateVolumeGroupSnapshotRequest CreateVolumeGroupSnapshotResponse
     delete_volume_group_snapshot DeleteVolumeGroupSnapshotRequest DeleteVolumeGroupSnapshotResponse

@@ -177,6 +177,14 @@ impl Directory {
         Ok(rustix::fs::fsync(&self.fd)?)
     }
 
+    /// The same for everything on the filesystem that the directory lies on.
+    ///
+    /// # Errors
+    /// Those of syncfs(2).
+    pub fn flush_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.fd)?)
+    }
+
     /// An extended attribute of the file `name`, read without opening it. `None` where file or attribute is absent.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod device;
 pub mod disk;
 pub mod dm;
 pub mod fake;
+pub mod fate;
 pub mod file;
 pub mod foreign;
 pub mod grow;

@@ -7,7 +7,7 @@ use std::{
 
 use lagan::{
     filesystem::Filesystem,
-    pool::{Attach, Held},
+    pool::{Attach, Detached, Held},
     sys::{
         kernel::{Attributes, FilesystemMount, Kernel, STAGING, Seen},
         target::Target,
@@ -140,6 +140,39 @@ async fn a_read_only_filesystem_shows_so_everywhere() {
             kernel.unmount(&rig.at(name)).unwrap();
         }
         drop(held);
+    }
+}
+
+#[tokio::test]
+async fn what_a_program_uses_stays_mounted_and_keeps_its_device() {
+    for kind in kinds() {
+        let rig = Rig::new(kind);
+        let kernel: &dyn Kernel = &*rig.kernel;
+        let volume = rig.create("a", EXT4).await;
+        let how = Attach { read_only: false, transient: true, label: "fs:x".into() };
+        let held = rig.pool.attach(volume.id, &how).await.unwrap();
+        let device = held.attached.device.clone();
+        for name in ["stage", "shown"] {
+            kernel.ensure_directory(&rig.at(name)).unwrap();
+        }
+        kernel.mount(&device, &ext4(false), &rig.at("stage")).unwrap();
+        kernel.bind(&rig.at("stage"), device.number, &rig.at("shown"), Attributes::NONE).unwrap();
+        drop(held);
+        let refused = rig.while_used("shown", || {
+            // Another view of the same filesystem may go.
+            kernel.unmount(&rig.at("stage")).unwrap();
+            kernel.unmount(&rig.at("shown")).unwrap_err()
+        });
+        assert_eq!(refused.kind(), ErrorKind::ResourceBusy, "{kind}");
+        assert!(matches!(rig.sees("shown"), Seen::Mount(_)), "{kind}: it is as it was");
+        assert_eq!(rig.pool.detach(volume.id, None).await.unwrap(), Detached::StillUsed, "{kind}");
+        // Whoever has the device open keeps it, mounted or not.
+        let held = rig.pool.hold(volume.id, device.number).await.unwrap();
+        kernel.unmount(&rig.at("shown")).unwrap();
+        assert_eq!(rig.pool.attached(volume.id).await.unwrap(), [held.attached.clone()], "{kind}");
+        assert_eq!(rig.pool.detach(volume.id, None).await.unwrap(), Detached::StillUsed, "{kind}");
+        drop(held);
+        rig.until_detached(volume.id).await;
     }
 }
 

@@ -48,6 +48,20 @@ async fn what_is_made_is_there_for_ever() {
     }
 }
 
+/// A process may be killed between a change and its flush. The next one finds the change, takes it for done, and would never
+/// flush it.
+#[tokio::test]
+async fn a_start_makes_durable_what_an_earlier_process_left() {
+    for kind in kinds() {
+        let mut rig = Rig::new(kind);
+        rig.create("a", Content::Raw).await;
+        rig.reopen();
+        let before = rig.pool.flushes();
+        rig.pool.recover().await.unwrap();
+        assert!(rig.pool.flushes() > before, "{kind}");
+    }
+}
+
 #[tokio::test]
 async fn gone_is_gone_and_gone_twice_is_fine() {
     for kind in kinds() {

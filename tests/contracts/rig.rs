@@ -48,6 +48,8 @@ pub(crate) struct Rig {
     /// A directory below which targets may lie.
     pub(crate) targets: String,
     blocks: Blocks,
+    /// The kernel where it is only modelled.
+    modelled: Option<FakeKernel>,
     reopen: Box<dyn Fn() -> Arc<dyn Pool> + Send + Sync>,
     root: PathBuf,
     disk: Option<Disk>,
@@ -78,9 +80,20 @@ impl Rig {
                 let (disk, kernel) = (disk.clone(), kernel.clone());
                 move || Arc::new(FakePool::new(disk.clone(), kernel.clone())) as Arc<dyn Pool>
             };
-            let (pool, kernel, blocks) = (open(), Arc::new(kernel), Blocks::Fake(disk));
-            let reopen = Box::new(open);
-            return Self { name, pool, kernel, targets, blocks, reopen, root, disk: None, _machine: machine };
+            let (pool, blocks, modelled) = (open(), Blocks::Fake(disk), Some(kernel.clone()));
+            let (reopen, kernel, disk) = (Box::new(open), Arc::new(kernel), None);
+            return Self {
+                name,
+                pool,
+                kernel,
+                targets,
+                blocks,
+                modelled,
+                reopen,
+                root,
+                disk,
+                _machine: machine,
+            };
         }
         let commands = Arc::new(Commands::find());
         if name.starts_with("thin") {
@@ -112,7 +125,8 @@ impl Rig {
         };
         let kernel = Arc::new(Linux::new(&[PathBuf::from(&targets)], commands));
         let (pool, blocks, reopen) = (open(), Blocks::Files(files), Box::new(open));
-        Self { name, pool, kernel, targets, blocks, reopen, root, disk, _machine: machine }
+        let modelled = None;
+        Self { name, pool, kernel, targets, blocks, modelled, reopen, root, disk, _machine: machine }
     }
 
     fn thin(
@@ -165,7 +179,8 @@ impl Rig {
         };
         let kernel = Arc::new(Linux::new(&[PathBuf::from(&targets)], commands));
         let (pool, blocks, reopen) = (open(), Blocks::Devices, Box::new(open));
-        Self { name, pool, kernel, targets, blocks, reopen, root, disk: None, _machine: machine }
+        let (modelled, disk) = (None, None);
+        Self { name, pool, kernel, targets, blocks, modelled, reopen, root, disk, _machine: machine }
     }
 
     /// Deletes all that is in the pool: it serves the next test too.
@@ -208,6 +223,23 @@ impl Rig {
         // The locks of the old one go with it.
         self.pool = Arc::new(FakePool::new(FakeDisk::new(Bytes::ZERO), FakeKernel::new(&[])));
         self.pool = (self.reopen)();
+    }
+
+    /// Has a file open in what is mounted at a path, while the work goes on.
+    pub(crate) fn while_used<T>(&self, name: &str, work: impl FnOnce() -> T) -> T {
+        let path = format!("{}/{name}", self.targets);
+        match &self.modelled {
+            None => {
+                let _open = fs::File::open(path).unwrap();
+                work()
+            }
+            Some(kernel) => {
+                kernel.set_used(&path, true);
+                let result = work();
+                kernel.set_used(&path, false);
+                result
+            }
+        }
     }
 
     /// Writes to a volume that nobody uses.

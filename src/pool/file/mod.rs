@@ -271,6 +271,7 @@ impl Inner {
     }
 
     fn recover(&self) -> Result<Vec<String>> {
+        self.store.flush_all()?;
         let mut done = self.finish_growing()?;
         done.extend(self.recover_groups()?);
         done.extend(pause::recover(&self.store, |uuid| {

@@ -51,6 +51,8 @@ impl Inner {
     /// Ends pauses, then takes back what was begun to be made and finishes what was begun to be removed.
     pub(super) fn recover(&self) -> Result<Vec<String>> {
         let mut done = self.devices.sweep()?;
+        // What an earlier process recorded and did not live to flush is there for whoever reads it.
+        self.slots.flush()?;
         let below = match self.devices.below() {
             Ok((below, _)) => below,
             Err(error) => {

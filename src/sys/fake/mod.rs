@@ -9,58 +9,39 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::io::Errno;
-use uuid::Uuid;
-
 use super::{
     device::{Device, DeviceNumber},
+    fate::{Fate, Well},
     kernel::{
         Amounts, Attributes, FilesystemMount, Kernel, Mount, MountError, MountedAt, STAGING, Seen, Usage,
     },
     target::{BadTarget, Target, locate},
 };
 use crate::{bytes::Bytes, error::Result, filesystem::Filesystem};
+use rustix::io::Errno;
 
-/// What is known of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FakeDevice {
-    /// The object that it stands for.
-    pub owner: Uuid,
-    /// What was said when it was made.
-    pub label: String,
-    /// It goes with its last user.
-    pub transient: bool,
-    /// It refuses writes.
-    pub read_only: bool,
-    /// Its length.
-    pub size: Bytes,
-    /// What is on it.
-    pub filesystem: Option<Filesystem>,
-    /// What the filesystem spans.
-    pub filesystem_size: Bytes,
-}
+mod devices;
 
-#[derive(Debug)]
-struct Held {
-    device: FakeDevice,
-    holds: usize,
-    /// The mounted filesystem is read-only, where one is mounted.
-    mounted_read_only: Option<bool>,
-}
+pub use devices::{FakeDevice, Hold};
+
+use devices::Held;
 
 #[derive(Debug)]
 struct Place {
     directory: bool,
     mounts: Vec<Mount>,
+    /// A program has a file open in the uppermost mount.
+    used: bool,
 }
 
 #[derive(Debug, Default)]
 struct World {
     places: BTreeMap<PathBuf, Place>,
     devices: BTreeMap<DeviceNumber, Held>,
-    next_minor: u32,
     failures: VecDeque<(&'static str, io::ErrorKind)>,
     mounted: Vec<FilesystemMount>,
+    /// The next filesystem that is unmounted is still being written back.
+    lingers: bool,
 }
 
 /// The model. Clones share it.
@@ -70,23 +51,7 @@ pub struct FakeKernel {
     world: Arc<Mutex<World>>,
     /// Growing a mounted ext4 is allowed.
     may_grow_ext4: bool,
-}
-
-/// Keeps a device from going.
-#[derive(Debug)]
-pub struct Hold {
-    kernel: FakeKernel,
-    number: DeviceNumber,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut world = self.kernel.world();
-        if let Some(held) = world.devices.get_mut(&self.number) {
-            held.holds -= 1;
-        }
-        world.sweep(self.number);
-    }
+    fate: Arc<dyn Fate>,
 }
 
 impl World {
@@ -101,7 +66,7 @@ impl World {
             if unused {
                 held.mounted_read_only = None;
             }
-            if unused && held.holds == 0 && held.device.transient {
+            if unused && held.holds == 0 && !held.lingers && held.device.transient {
                 self.devices.remove(&number);
             }
         }
@@ -134,6 +99,7 @@ impl FakeKernel {
             roots: Arc::new(roots.iter().map(PathBuf::from).collect()),
             world: Arc::default(),
             may_grow_ext4: true,
+            fate: Arc::new(Well),
         };
         for root in roots {
             kernel.make_directory(root);
@@ -148,19 +114,40 @@ impl FakeKernel {
         self
     }
 
+    /// The same for a process that has a fate.
+    #[must_use]
+    pub fn under(&self, fate: Arc<dyn Fate>) -> Self {
+        Self { fate, ..self.clone() }
+    }
+
+    /// A call that may fail.
+    fn enter(&self, call: &'static str) -> io::Result<MutexGuard<'_, World>> {
+        self.fate.call(call)?;
+        let mut world = self.world();
+        world.take_failure(call)?;
+        Ok(world)
+    }
+
     fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a directory, as an orchestrator would before a call.
     pub fn make_directory(&self, path: &str) {
-        let place = Place { directory: true, mounts: Vec::new() };
+        let place = Place { directory: true, mounts: Vec::new(), used: false };
         self.world().places.entry(path.into()).or_insert(place);
     }
 
     /// Makes the next call of this name fail; several are used up in order.
     pub fn fail_next(&self, call: &'static str, kind: io::ErrorKind) {
         self.world().failures.push_back((call, kind));
+    }
+
+    /// A program has a file open in what is mounted at a path, or has none any more.
+    pub fn set_used(&self, path: &str, used: bool) {
+        if let Some(place) = self.world().places.get_mut(Path::new(path)) {
+            place.used = used && !place.mounts.is_empty();
+        }
     }
 
     /// Everything that was mounted from a device so far, in order.
@@ -173,64 +160,9 @@ impl FakeKernel {
     pub fn reboot(&self) {
         let mut world = self.world();
         world.devices.clear();
-        world.places.values_mut().for_each(|place| place.mounts.clear());
-    }
-
-    /// Makes a device.
-    #[must_use]
-    pub fn add_device(&self, device: FakeDevice) -> (Device, Hold) {
-        let mut world = self.world();
-        let number = DeviceNumber::new(7, world.next_minor);
-        world.next_minor += 1;
-        let described = describe(number, &device);
-        world.devices.insert(number, Held { device, holds: 1, mounted_read_only: None });
-        (described, Hold { kernel: self.clone(), number })
-    }
-
-    /// Keeps a device of an object from going; `None` where it has none of the number.
-    #[must_use]
-    pub fn hold_device(&self, owner: Uuid, number: DeviceNumber) -> Option<Hold> {
-        let mut world = self.world();
-        let held = world.devices.get_mut(&number).filter(|held| held.device.owner == owner)?;
-        held.holds += 1;
-        Some(Hold { kernel: self.clone(), number })
-    }
-
-    /// The devices that stand for an object, or all.
-    #[must_use]
-    pub fn devices(&self, owner: Option<Uuid>) -> Vec<(Device, FakeDevice)> {
-        let world = self.world();
-        let wanted =
-            world.devices.iter().filter(|(_, held)| owner.is_none_or(|owner| held.device.owner == owner));
-        wanted.map(|(number, held)| (describe(*number, &held.device), held.device.clone())).collect()
-    }
-
-    /// Takes a device away; `false` where it is in use.
-    #[must_use]
-    pub fn remove_device(&self, number: DeviceNumber) -> bool {
-        let mut world = self.world();
-        let used =
-            world.mounts_of(number) > 0 || world.devices.get(&number).is_some_and(|held| held.holds > 0);
-        if !used {
-            world.devices.remove(&number);
+        for place in world.places.values_mut() {
+            (place.used, place.mounts) = (false, Vec::new());
         }
-        !used
-    }
-
-    /// Makes the devices of an object longer.
-    pub fn resize_devices(&self, owner: Uuid, size: Bytes) {
-        for held in self.world().devices.values_mut().filter(|held| held.device.owner == owner) {
-            held.device.size = size;
-        }
-    }
-}
-
-fn describe(number: DeviceNumber, device: &FakeDevice) -> Device {
-    Device {
-        path: format!("/dev/fake{number}").into(),
-        number,
-        read_only: device.read_only,
-        size: device.size,
     }
 }
 
@@ -244,11 +176,10 @@ impl Kernel for FakeKernel {
     }
 
     fn look(&self, at: &Target) -> io::Result<Seen> {
-        let mut world = self.world();
-        world.take_failure("look")?;
+        let world = self.enter("look")?;
         Ok(match world.places.get(&at.path()) {
             None => Seen::Missing,
-            Some(Place { mounts, directory }) => match (mounts.last(), directory) {
+            Some(Place { mounts, directory, .. }) => match (mounts.last(), directory) {
                 (Some(mount), _) => Seen::Mount(*mount),
                 (None, true) => Seen::Directory,
                 (None, false) => Seen::File,
@@ -265,8 +196,7 @@ impl Kernel for FakeKernel {
     }
 
     fn remove(&self, at: &Target) -> io::Result<()> {
-        let mut world = self.world();
-        world.take_failure("remove")?;
+        let mut world = self.enter("remove")?;
         let path = at.path();
         match world.places.get(&path) {
             None => Ok(()),
@@ -287,8 +217,7 @@ impl Kernel for FakeKernel {
         wanted: &FilesystemMount,
         at: &Target,
     ) -> std::result::Result<(), MountError> {
-        let mut world = self.world();
-        world.take_failure("mount").map_err(|error| refused("mount", error))?;
+        let mut world = self.enter("mount").map_err(|error| refused("mount", error))?;
         let held =
             world.devices.get_mut(&device.number).ok_or_else(|| refused("mount", Errno::NXIO.into()))?;
         if held.device.filesystem != Some(wanted.filesystem) {
@@ -313,8 +242,7 @@ impl Kernel for FakeKernel {
         to: &Target,
         attributes: Attributes,
     ) -> io::Result<()> {
-        let mut world = self.world();
-        world.take_failure("bind")?;
+        let mut world = self.enter("bind")?;
         let source = world.places.get(&from.path()).and_then(|place| place.mounts.last()).copied();
         let source = source.filter(|mount| mount.device == device && !mount.block).ok_or(Errno::INVAL)?;
         let filesystem = world.devices.get(&device).and_then(|held| held.mounted_read_only);
@@ -323,8 +251,7 @@ impl Kernel for FakeKernel {
     }
 
     fn bind_device(&self, device: &Device, to: &Target) -> io::Result<()> {
-        let mut world = self.world();
-        world.take_failure("bind_device")?;
+        let mut world = self.enter("bind_device")?;
         if !world.devices.contains_key(&device.number) {
             return Err(Errno::NXIO.into());
         }
@@ -332,17 +259,24 @@ impl Kernel for FakeKernel {
     }
 
     fn unmount(&self, at: &Target) -> io::Result<()> {
-        let mut world = self.world();
-        world.take_failure("unmount")?;
-        if let Some(mount) = world.places.get_mut(&at.path()).and_then(|place| place.mounts.pop()) {
+        let mut world = self.enter("unmount")?;
+        let Some(place) = world.places.get_mut(&at.path()) else { return Ok(()) };
+        if place.used {
+            return Err(Errno::BUSY.into());
+        }
+        if let Some(mount) = place.mounts.pop() {
+            let last = !mount.block && world.mounts_of(mount.device) == 0;
+            let lingers = last && std::mem::take(&mut world.lingers);
+            if let Some(held) = world.devices.get_mut(&mount.device) {
+                held.lingers |= lingers;
+            }
             world.sweep(mount.device);
         }
         Ok(())
     }
 
     fn mounts_of(&self, devices: &[DeviceNumber]) -> io::Result<Vec<MountedAt>> {
-        let mut world = self.world();
-        world.take_failure("mounts_of")?;
+        let world = self.enter("mounts_of")?;
         let mut found = Vec::new();
         for (path, place) in &world.places {
             let Ok(at) = self.locate(&path.to_string_lossy()) else { continue };
@@ -365,8 +299,7 @@ impl Kernel for FakeKernel {
     }
 
     fn grow(&self, filesystem: Filesystem, device: &Device, at: &Target) -> io::Result<Bytes> {
-        let mut world = self.world();
-        world.take_failure("grow")?;
+        let mut world = self.enter("grow")?;
         if !world
             .places
             .get(&at.path())
@@ -399,13 +332,12 @@ impl Kernel for FakeKernel {
 
 impl FakeKernel {
     fn ensure(&self, at: &Target, directory: bool) -> io::Result<()> {
-        let mut world = self.world();
-        world.take_failure("ensure")?;
+        let mut world = self.enter("ensure")?;
         let path = at.path();
         if path.parent().is_none_or(|parent| !world.places.contains_key(parent)) {
             return Err(Errno::NOENT.into());
         }
-        world.places.entry(path).or_insert(Place { directory, mounts: Vec::new() });
+        world.places.entry(path).or_insert(Place { directory, mounts: Vec::new(), used: false });
         Ok(())
     }
 }
