@@ -19,7 +19,7 @@ use tonic::Code;
 
 use crate::{
     calls::{Answer, Call, Caller},
-    hostile::{Random, corpus, keep, kept, setting},
+    hostile::{Random, keep, kept, setting},
     town::{Kind, Town},
 };
 
@@ -270,10 +270,9 @@ fn tell(took: Duration, replayed: usize) {
         .collect();
     let never: Vec<_> = methods.iter().filter(|path| !answers.contains_key(&((*path).clone(), 0))).collect();
     println!(
-        "calls of {} methods, {} of them made with success; {replayed} from {}",
+        "calls of {} methods, {} of them made with success; {replayed} calls were kept from earlier runs",
         methods.len(),
         methods.len() - never.len(),
-        corpus("calls").display()
     );
     let (panics, memory) = (run.panics.load(Ordering::Relaxed), run.most_memory.load(Ordering::Relaxed));
     let wrong = run.wrong.lock().unwrap();
