@@ -1,0 +1,136 @@
+//! A driver of our own to measure, where none is named: this program, on a throw-away pool, as a process of its own.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::super::{
+    client::{Daemon, figures},
+    scratch::{Scratch, connect},
+};
+use crate::{
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
+};
+
+/// Files and directories of ours in the place, beside those that every such place has.
+const FILES: [&str; 2] = ["lagan.toml", "log"];
+/// How much may be promised: volumes are sparse, and nothing much is written.
+const PROMISE_PERCENT: u32 = 10_000;
+
+/// The place, and the driver that runs there.
+pub(super) struct Place {
+    scratch: Scratch,
+    child: Option<Child>,
+}
+
+/// This program again.
+#[expect(clippy::disallowed_methods, reason = "it starts itself, not a program of somebody else")]
+pub(super) fn ourselves() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    // A terminal's ^C is for us, who then use the driver to clean up.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+impl Place {
+    /// Makes it; nothing runs there yet.
+    pub(super) fn new(parent: &Path, pool: Bytes) -> Result<Self> {
+        // An address that is free now; who takes it meanwhile makes the start fail, no more.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").doing(|| "find a free port")?;
+        let http = listener.local_addr().doing(|| "find a free port")?.to_string();
+        drop(listener);
+        let scratch = Scratch::new(parent, "bench", http, PROMISE_PERCENT)?;
+        let place = Self { scratch, child: None };
+        let path = place.root().join("lagan.toml");
+        fs::write(&path, place.scratch.text()).doing(|| format!("write {}", path.display()))?;
+        place.scratch.make_pool(pool)?;
+        Ok(place)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.scratch.root
+    }
+
+    /// Where targets may be.
+    pub(super) fn targets(&self) -> PathBuf {
+        self.root().join("targets")
+    }
+
+    /// A directory on the filesystem that the volumes are on.
+    pub(super) fn bare(&self) -> PathBuf {
+        self.scratch.pool().join("fs")
+    }
+
+    /// Starts the driver; the connection, and how many milliseconds passed until it answered.
+    pub(super) async fn start(&mut self) -> Result<(Daemon, f64)> {
+        self.stop()?;
+        let log = self.root().join("log");
+        let what = || format!("start a driver in {}", self.root().display());
+        let log = File::options().create(true).append(true).open(&log).doing(what)?;
+        let mut command = ourselves();
+        command.arg("--config").arg(self.root().join("lagan.toml")).arg("serve").stderr(log);
+        let begun = Instant::now();
+        self.child = Some(command.spawn().doing(what)?);
+        let daemon = connect(&self.root().join("csi.sock")).await?;
+        let asked = daemon.identity().probe(crate::proto::ProbeRequest {}).await;
+        asked.map_err(super::super::client::refused)?;
+        Ok((daemon, begun.elapsed().as_secs_f64() * 1000.0))
+    }
+
+    /// Whether it still runs.
+    pub(super) fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Asks it to end, and waits.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        kill_process(Pid::from_child(&child), Signal::TERM).doing(|| "stop the driver")?;
+        child.wait().doing(|| "stop the driver").map(drop)
+    }
+
+    /// Resident memory of the driver and of its minder, in KiB.
+    pub(super) fn memory(&self) -> Result<(f64, f64)> {
+        let id = self.child.as_ref().map(Child::id).unwrap_or_default();
+        let children = format!("/proc/{id}/task/{id}/children");
+        let children = fs::read_to_string(&children).doing(|| format!("read {children}"))?;
+        let minders: Result<Vec<f64>> = children.split_whitespace().map(resident).collect();
+        Ok((resident(&id.to_string())?, minders?.into_iter().sum()))
+    }
+
+    /// One number of what it shows over HTTP.
+    pub(super) async fn metric(&self, name: &str) -> Result<u64> {
+        let text = figures(&self.scratch.config()?).await?;
+        let line = text.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok());
+        value.ok_or_else(|| Error::new(ErrorKind::Broken, format!("the driver shows no {name}")))
+    }
+
+    /// Removes the place. The driver must have nothing left.
+    pub(super) fn remove(mut self, directories: &[&str]) -> Result<()> {
+        self.stop()?;
+        self.scratch.remove(&FILES, directories)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // After a failure: nobody could use it any more.
+        self.stop().unwrap_or_default();
+    }
+}
+
+fn resident(process: &str) -> Result<f64> {
+    let path = format!("/proc/{process}/status");
+    let status = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let value = line.and_then(|line| line.split_whitespace().next()).and_then(|value| value.parse().ok());
+    value.ok_or_else(|| Error::new(ErrorKind::Broken, format!("{path} shows no memory")))
+}
