@@ -36,6 +36,7 @@ mod rig;
 mod secrets;
 mod split;
 mod trouble;
+mod work;
 #[path = "../support/writer.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod writer;
