@@ -90,6 +90,8 @@ pub(super) fn refused(status: Status) -> Error {
         Code::Aborted => ErrorKind::Busy,
         Code::Unavailable => ErrorKind::Unavailable,
         Code::InvalidArgument => ErrorKind::Invalid,
+        Code::OutOfRange => ErrorKind::OutOfRange,
+        Code::DeadlineExceeded => ErrorKind::Unsettled,
         _ => ErrorKind::Broken,
     };
     let hint = if status.code() == Code::Unimplemented {

@@ -65,7 +65,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
         "A pool of {POOL} in one file (xfs with reflink), volumes of {VOLUME}; times include the call.\n"
     ))?;
     let begun = Instant::now();
-    scratch.make_pool(POOL)?;
+    scratch.make_pool(Some(POOL))?;
     report("make the pool", begun.elapsed(), "")?;
     let shown = block_on(async {
         let app = App::new(config.clone(), Mode::All, Some(minder))?;

@@ -40,9 +40,9 @@ impl Scratch {
         self.root.join("pool")
     }
 
-    /// Makes the pool: an XFS with reflink in one file.
-    pub(super) fn make_pool(&self, size: Bytes) -> Result<()> {
-        file::init(&self.pool(), &self.config()?.machine_id, Some(size), &Commands::find()).map(drop)
+    /// Makes the pool: an XFS with reflink in one file of this length, or as part of the filesystem that is there.
+    pub(super) fn make_pool(&self, image: Option<Bytes>) -> Result<()> {
+        file::init(&self.pool(), &self.config()?.machine_id, image, &Commands::find()).map(drop)
     }
 
     /// The configuration as a file has it.

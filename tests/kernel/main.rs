@@ -4,6 +4,7 @@
 
 mod audit;
 mod backup;
+mod bench;
 #[expect(dead_code, reason = "what failed is kept and read by those who have millions")]
 #[path = "../fuzz/calls.rs"]
 mod calls;

@@ -3,17 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
-use tonic::{Code, Response, Status};
-
 use super::{
     super::{client::refused, scratch::gone},
     driver::{Asked, Driver},
 };
 use crate::{
-    error::Result,
+    error::{ErrorKind, Result},
     proto::{CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest},
 };
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 /// How long work that goes on is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,34 +46,34 @@ impl Driver {
     }
 
     async fn clean_volume(&self, name: String, asked: Asked<CreateVolumeRequest>) -> Result<()> {
+        let known = async || self.create_again(asked.request.clone()).await;
         let id = match asked.id {
             Some(id) => id,
-            None => {
-                let again = || self.create_again(asked.request.clone());
-                let Some(id) = settled(again).await? else { return Ok(()) };
-                id
-            }
+            None => match settled(known).await? {
+                Some(id) => id,
+                None => return Ok(()),
+            },
         };
         if asked.used {
-            self.unpublish_name(&id, &name).await?;
-            self.unstage_name(&id, &name).await?;
-            self.ungrant_name(&id, &name).await?;
+            settled(async || self.unpublish_name(&id, &name).await).await?;
+            settled(async || self.unstage_name(&id, &name).await).await?;
+            settled(async || self.ungrant_name(&id, &name).await).await?;
             gone(&self.root.join(&name), std::fs::remove_dir)?;
         }
         let request = || DeleteVolumeRequest { volume_id: id.clone(), ..DeleteVolumeRequest::default() };
-        let delete = || async { self.daemon.controller().delete_volume(request()).await.map(drop) };
-        settled(delete).await.map(drop)
+        settled(async || self.daemon.controller().delete_volume(request()).await.map_err(refused)).await?;
+        Ok(())
     }
 
-    async fn create_again(&self, request: CreateVolumeRequest) -> Result<String, Status> {
-        let answer = self.daemon.controller().create_volume(request).await.map(Response::into_inner)?;
+    async fn create_again(&self, request: CreateVolumeRequest) -> Result<String> {
+        let answer = self.daemon.controller().create_volume(request).await.map_err(refused)?.into_inner();
         Ok(answer.volume.unwrap_or_default().volume_id)
     }
 
     async fn clean_snapshot(&self, asked: Asked<CreateSnapshotRequest>) -> Result<()> {
-        let cut = || async {
-            let answer = self.daemon.controller().create_snapshot(asked.request.clone()).await?.into_inner();
-            Ok(answer.snapshot.unwrap_or_default().snapshot_id)
+        let cut = async || {
+            let answer = self.daemon.controller().create_snapshot(asked.request.clone()).await;
+            Ok(answer.map_err(refused)?.into_inner().snapshot.unwrap_or_default().snapshot_id)
         };
         let snapshot_id = match &asked.id {
             Some(id) => id.clone(),
@@ -86,28 +84,28 @@ impl Driver {
         };
         let request =
             || DeleteSnapshotRequest { snapshot_id: snapshot_id.clone(), ..DeleteSnapshotRequest::default() };
-        let delete = || async { self.daemon.controller().delete_snapshot(request()).await.map(drop) };
-        settled(delete).await.map(drop)
+        settled(async || self.daemon.controller().delete_snapshot(request()).await.map_err(refused)).await?;
+        Ok(())
     }
 }
 
 /// Makes a call until it is settled. `None` where it is refused for good, which leaves nothing behind.
-async fn settled<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> F) -> Result<Option<T>> {
+async fn settled<T>(call: impl AsyncFn() -> Result<T>) -> Result<Option<T>> {
     let begun = Instant::now();
     loop {
-        match call().await {
+        let error = match call().await {
             Ok(answer) => return Ok(Some(answer)),
-            Err(status) => match status.code() {
-                Code::Aborted | Code::DeadlineExceeded | Code::FailedPrecondition
-                    if begun.elapsed() < PATIENCE =>
-                {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Code::NotFound | Code::InvalidArgument | Code::OutOfRange | Code::ResourceExhausted => {
-                    return Ok(None);
-                }
-                _ => return Err(refused(status)),
-            },
+            Err(error) => error,
+        };
+        match error.kind() {
+            // What was cut off goes on for a while.
+            ErrorKind::Busy | ErrorKind::InUse | ErrorKind::Unsettled if begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::OutOfRange | ErrorKind::NoSpace => {
+                return Ok(None);
+            }
+            _ => return Err(error),
         }
     }
 }

@@ -23,12 +23,13 @@ use crate::{
     proto::{
         CapacityRange, ControllerGetCapabilitiesRequest, ControllerGetVolumeRequest,
         ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateSnapshotRequest,
-        CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, ListVolumesRequest,
-        NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest,
-        NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-        NodeUnstageVolumeRequest, ProbeRequest, TopologyRequirement, VolumeCapability, VolumeContentSource,
-        controller_service_capability::rpc::Type as Controls, node_service_capability::rpc::Type as Nodes,
-        volume_capability::access_mode::Mode, volume_content_source::Type as Source,
+        CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, GetCapacityRequest,
+        ListVolumesRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetInfoResponse,
+        NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+        NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, TopologyRequirement, VolumeCapability,
+        VolumeContentSource, controller_service_capability::rpc::Type as Controls,
+        node_service_capability::rpc::Type as Nodes, volume_capability::access_mode::Mode,
+        volume_content_source::Type as Source,
     },
 };
 
@@ -192,11 +193,6 @@ impl Driver {
         self.root.join(&made.name)
     }
 
-    pub(super) async fn probe(&self) -> Timed<()> {
-        let (_, took) = timed(self.daemon.identity().probe(ProbeRequest {})).await?;
-        Ok(((), took))
-    }
-
     pub(super) async fn create(&self, sort: Sort, from: Option<Source>) -> Timed<Made> {
         let topology = self
             .node
@@ -239,6 +235,15 @@ impl Driver {
         let request = ListVolumesRequest { max_entries: 100, ..ListVolumesRequest::default() };
         let (_, took) = timed(self.daemon.controller().list_volumes(request)).await?;
         Ok(((), took))
+    }
+
+    /// How much more its pool may promise; without end where it does not say.
+    pub(super) async fn may_promise(&self) -> Result<Bytes> {
+        if !self.controls(Controls::GetCapacity) {
+            return Ok(Bytes::MAX);
+        }
+        let (answer, _) = timed(self.daemon.controller().get_capacity(GetCapacityRequest::default())).await?;
+        Ok(Bytes::try_from(answer.available_capacity).unwrap_or_default())
     }
 
     pub(super) async fn snapshot(&self, made: &Made) -> Timed<Cut> {

@@ -15,6 +15,8 @@ const CALLS: usize = 60;
 const AT_ONCE: usize = 16;
 /// Starts that are measured beside each number of volumes.
 const STARTS: usize = 5;
+/// How long nobody asks anything.
+const IDLE_SECS: u64 = 3;
 /// Other drivers may really take the space; what is measured is raw, for these are cheapest.
 const SIZE: Bytes = Bytes::mib(4);
 
@@ -44,6 +46,13 @@ impl Bench<'_> {
                     self.starts(count).await?;
                 }
             }
+            if turn == 0
+                && let Some(place) = &self.place
+            {
+                let woken = place.wakeups(IDLE_SECS).await?;
+                let what = format!("wake-ups in {IDLE_SECS} s without a call");
+                self.report.add((SCENARIO, &what, &self.drivers[0].name), Unit::Count, woken, None);
+            }
             let empty = async |driver: &Driver, _: &mut Report| resize(driver, &mut there, 0).await;
             self.attempt((SCENARIO, turn), empty).await?;
         }
@@ -57,12 +66,13 @@ impl Bench<'_> {
         for _ in 0..STARTS {
             let (daemon, took) = place.start().await?;
             driver.reconnect(daemon);
-            let (own, minder) = place.memory()?;
+            let (once, each) = place.memory()?;
             let mut note = |what: &str, unit, figure| {
                 report.add((SCENARIO, &beside(what, volumes), &driver.name), unit, figure, None);
             };
             note("start to first answer", Unit::Millis, took);
-            note("memory, with the minder", Unit::KiB, own + minder);
+            note("memory with the minder, PSS", Unit::KiB, once);
+            note("memory with the minder, RSS", Unit::KiB, each);
         }
         Ok(())
     }

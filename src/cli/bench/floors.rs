@@ -4,32 +4,15 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    process::Child,
     time::{Duration, Instant},
 };
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
 
-use super::{
-    super::{
-        client::{Daemon, refused},
-        scratch,
-    },
-    hand,
-    place::ourselves,
-    report::Report,
-};
+use super::{super::scratch, hand, report::Report};
 use crate::{
     bytes::Bytes,
-    error::{Doing, Error, ErrorKind, Result},
-    proto::{
-        GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
-        GetPluginInfoResponse, ProbeRequest, ProbeResponse,
-        identity_server::{Identity, IdentityServer},
-    },
+    error::{Doing, Result},
     sys::{
         cmd::{Commands, Tool},
         file,
@@ -58,8 +41,6 @@ pub(super) struct Floors {
     directory: PathBuf,
     point: PathBuf,
     device: LoopDevice,
-    child: Child,
-    null: Daemon,
 }
 
 fn millis(begun: Instant) -> f64 {
@@ -67,8 +48,8 @@ fn millis(begun: Instant) -> f64 {
 }
 
 impl Floors {
-    /// Prepares them: files go to `directory`, and vanish with this value; a mount point and a socket to `root`.
-    pub(super) async fn new(directory: &Path, root: &Path) -> Result<Self> {
+    /// Prepares them: files go to `directory`, and vanish with this value; a mount point to `root`.
+    pub(super) fn new(directory: &Path, root: &Path) -> Result<Self> {
         let what = || format!("prepare the floors in {}", directory.display());
         let image = directory.join("floor-ext4");
         let file = File::options().read(true).write(true).create_new(true).open(&image).doing(what)?;
@@ -82,24 +63,17 @@ impl Floors {
         let device = loopdev::bind(&file, &binding).doing(what)?;
         let point = root.join("floor");
         fs::create_dir(&point).doing(what)?;
-        let socket = root.join("null.sock");
-        let mut command = ourselves();
-        let child = command.args(["bench", "--null-server"]).arg(&socket).spawn().doing(what)?;
-        let null = scratch::connect(&socket).await?;
-        Ok(Self { directory: directory.to_owned(), point, device, child, null })
+        Ok(Self { directory: directory.to_owned(), point, device })
     }
 
     /// One round.
-    pub(super) async fn measure(&self, report: &mut Report) -> Result<()> {
+    pub(super) fn measure(&self, report: &mut Report) -> Result<()> {
         for _ in 0..TIMES {
             self.flushes(report)?;
             self.mounts(report)?;
             let begun = Instant::now();
             hand::run("true", &[])?;
             report.floor(PROCESS, millis(begun));
-            let begun = Instant::now();
-            self.ask_null().await?;
-            report.floor(RPC, millis(begun));
         }
         Ok(())
     }
@@ -139,52 +113,11 @@ impl Floors {
         report.floor(MOUNT, millis(begun));
         unmount(&self.point, UnmountFlags::empty()).doing(what)
     }
-
-    /// One call of the server that does nothing.
-    pub(super) async fn ask_null(&self) -> Result<()> {
-        self.null.identity().probe(ProbeRequest {}).await.map(drop).map_err(refused)
-    }
 }
 
 impl Drop for Floors {
     fn drop(&mut self) {
-        // It may have ended by itself, and nothing depends on it.
-        self.child.kill().and_then(|()| self.child.wait().map(drop)).unwrap_or_default();
-        for path in [self.point.clone(), self.point.with_file_name("null.sock")] {
-            let removed = if path == self.point { fs::remove_dir(&path) } else { fs::remove_file(&path) };
-            removed.unwrap_or_default();
-        }
+        // It is empty, or was never made.
+        fs::remove_dir(&self.point).unwrap_or_default();
     }
-}
-
-/// The server that does nothing: what the transport costs by itself.
-struct Null;
-
-#[tonic::async_trait]
-impl Identity for Null {
-    async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        Ok(Response::new(ProbeResponse { ready: Some(true) }))
-    }
-
-    async fn get_plugin_info(
-        &self,
-        _request: Request<GetPluginInfoRequest>,
-    ) -> Result<Response<GetPluginInfoResponse>, Status> {
-        Ok(Response::new(GetPluginInfoResponse::default()))
-    }
-
-    async fn get_plugin_capabilities(
-        &self,
-        _request: Request<GetPluginCapabilitiesRequest>,
-    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        Ok(Response::new(GetPluginCapabilitiesResponse::default()))
-    }
-}
-
-/// Serves that until it is killed.
-pub(super) async fn serve_nothing(socket: &Path) -> Result<()> {
-    let listener = UnixListener::bind(socket).doing(|| format!("listen on {}", socket.display()))?;
-    let incoming = UnixListenerStream::new(listener);
-    let served = Server::builder().add_service(IdentityServer::new(Null)).serve_with_incoming(incoming).await;
-    served.map_err(|error| Error::new(ErrorKind::Broken, "serve nothing").because(error))
 }

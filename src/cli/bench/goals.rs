@@ -4,13 +4,15 @@ use serde_json::{Value, json};
 
 use super::{
     super::out,
+    BenchArgs,
     churn::pairs,
     data::PATTERNS,
     driver::Sort,
     fill, floors,
-    life::{LENGTHS, PROBES, there},
+    life::{LENGTHS, there},
     mounts,
     report::{FLOOR, HAND, MACHINE, Report},
+    rpc::PROBES,
     snapshot::{self, SHORT},
 };
 use crate::{bytes::Bytes, error::Result};
@@ -51,7 +53,8 @@ impl Goal {
 }
 
 /// Holds a report to all of them. Of what was not measured nothing is said.
-pub(super) fn judge(report: &Report, most: usize, others: usize, long: Bytes) -> Vec<Goal> {
+pub(super) fn judge(report: &Report, args: &BenchArgs) -> Vec<Goal> {
+    let (most, others) = (args.volumes.iter().copied().max().unwrap_or_default(), args.mounts);
     let mut goals = Vec::new();
     let mut goal = |what: &str, bound, measured| goals.push(Goal { what: what.to_owned(), bound, measured });
     let ours = |scenario: &str, what: &str| report.ours(scenario, what);
@@ -75,8 +78,13 @@ pub(super) fn judge(report: &Report, most: usize, others: usize, long: Bytes) ->
             Bound::Least(15.0),
             ratio(by_hand, ours("life", &what)),
         );
+        // Nobody can be faster than one flush, one mount and three calls.
+        let calls = floor(floors::RPC).map(|call| 3.0 * call);
+        let least = floor(floors::FLUSH).zip(floor(floors::MOUNT)).zip(calls);
+        let least = least.map(|((flush, mount), calls)| flush + mount + calls);
+        goal("  what the floors alone would give", Bound::Least(15.0), ratio(by_hand, least));
     }
-    copies(report, long, &mut goal);
+    copies(report, report.long, &mut goal);
     for call in ["raw: publish", "raw: stats", "ext4: publish", "ext4: stats"] {
         let of = |others| ours("mount", &mounts::beside(call, others));
         goal(
@@ -90,8 +98,12 @@ pub(super) fn judge(report: &Report, most: usize, others: usize, long: Bytes) ->
         let share = ratio(volume, file).map(|share| share * 100.0);
         goal(&format!("{}, per cent of a bare file", pattern.name), Bound::Least(percent), share);
     }
-    let memory = |volumes| filled("memory, with the minder", volumes);
-    goal("memory with 1 volume, with the minder, MiB", Bound::Most(8.0), memory(1).map(|kib| kib / 1024.0));
+    let memory = |volumes| filled("memory with the minder, PSS", volumes);
+    goal(
+        "memory with 1 volume and the minder (PSS), MiB",
+        Bound::Most(8.0),
+        memory(1).map(|kib| kib / 1024.0),
+    );
     #[expect(clippy::cast_precision_loss, reason = "it is a few thousand")]
     let each = memory(most).zip(memory(1)).map(|(many, one)| (many - one) / most as f64);
     goal("memory for each volume, KiB", Bound::Most(1.0), each);
@@ -102,7 +114,7 @@ pub(super) fn judge(report: &Report, most: usize, others: usize, long: Bytes) ->
     );
     let null = report.middle("rpc", PROBES, MACHINE);
     goal("Probe, 16 at a time, against a null server", Bound::Least(0.8), ratio(ours("rpc", PROBES), null));
-    for peer in report.peers().filter(|peer| peer.starts_with("go")) {
+    for (peer, _) in &args.null {
         let theirs = report.middle("rpc", PROBES, peer);
         goal(
             &format!("Probe, 16 at a time, against {peer}"),

@@ -1,4 +1,4 @@
-//! One volume, call by call; and empty calls, which are what the transport costs.
+//! One volume, call by call.
 
 use std::time::Instant;
 
@@ -7,45 +7,21 @@ use super::{
     driver::{Driver, Sort},
     floors::{self, Floors},
     hand::ByHand,
-    report::{HAND, MACHINE, Report, Unit},
+    report::{HAND, Report, Unit},
 };
-use crate::{bytes::Bytes, error::Result};
+use crate::{
+    bytes::Bytes,
+    error::{Chain, Result},
+    filesystem::Filesystem,
+};
 
 /// Lives of each sort in a round.
 const LIVES: usize = 5;
-/// Empty calls of each kind in a round.
-const CALLS: usize = 400;
-/// So many empty calls at a time, where it is more than one.
-const AT_ONCE: usize = 16;
 /// Lengths of an ext4.
 pub(super) const LENGTHS: [Bytes; 2] = [Bytes::gib(1), Bytes::gib(100)];
 const SCENARIO: &str = "life";
 
 impl Bench<'_> {
-    /// Empty calls, one at a time and many.
-    pub(super) async fn probes(&mut self, floors: &Floors) -> Result<()> {
-        for _ in 0..self.args.rounds {
-            for turn in self.turns() {
-                let one = async |driver: &Driver, report: &mut Report| {
-                    for _ in 0..CALLS {
-                        let ((), took) = driver.probe().await?;
-                        report.time(("rpc", "Probe", &driver.name), took, Some(floors::RPC));
-                    }
-                    let begun = Instant::now();
-                    super::at_once(AT_ONCE, CALLS, |_| async { driver.probe().await.map(drop) }).await?;
-                    let rate = rate(CALLS, begun);
-                    report.add(("rpc", PROBES, &driver.name), Unit::PerSecond, rate, None);
-                    Ok(())
-                };
-                self.attempt(("rpc", turn), one).await?;
-            }
-            let begun = Instant::now();
-            super::at_once(AT_ONCE, CALLS, |_| async { floors.ask_null().await }).await?;
-            self.report.add(("rpc", PROBES, MACHINE), Unit::PerSecond, rate(CALLS, begun), None);
-        }
-        Ok(())
-    }
-
     pub(super) async fn life(&mut self, floors: &Floors) -> Result<()> {
         let mut sorts = vec![Sort::raw(LENGTHS[0])];
         sorts.extend(LENGTHS.map(Sort::ext4));
@@ -61,9 +37,10 @@ impl Bench<'_> {
                 }
             }
         }
+        self.space().await?;
         let mut hand = ByHand::new(&self.bare, &self.root)?;
         for _ in 0..self.args.rounds {
-            floors.measure(&mut self.report).await?;
+            floors.measure(&mut self.report)?;
             for sort in &sorts {
                 for turn in self.turns() {
                     let lives = async |driver: &Driver, report: &mut Report| {
@@ -84,8 +61,27 @@ impl Bench<'_> {
     }
 }
 
-/// Empty calls at once.
-pub(super) const PROBES: &str = "Probe, 16 at a time";
+impl Bench<'_> {
+    /// What new filesystems take, where that can be seen.
+    async fn space(&mut self) -> Result<()> {
+        let (Some(place), Some(ours)) = (&self.place, self.drivers.first()) else { return Ok(()) };
+        for filesystem in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
+            let sort = Sort { filesystem: Some(filesystem), size: LENGTHS[1] };
+            let made = match ours.create(sort, None).await {
+                Ok((made, _)) => made,
+                // The tool that makes it may not be installed.
+                Err(error) => {
+                    self.report.notes.push(format!("{SCENARIO}, {sort}: {}", Chain(&error)));
+                    continue;
+                }
+            };
+            let space = place.space_of(&made.id)?;
+            self.report.add((SCENARIO, &format!("{sort}: space"), &ours.name), Unit::KiB, space, None);
+            ours.delete(made).await?;
+        }
+        Ok(())
+    }
+}
 
 /// The way to a volume that can be used, but for the grant, which the commands do not know.
 pub(super) fn there(sort: Sort) -> String {

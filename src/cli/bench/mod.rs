@@ -29,6 +29,7 @@ mod life;
 mod mounts;
 mod place;
 mod report;
+mod rpc;
 mod snapshot;
 
 use driver::Driver;
@@ -39,6 +40,8 @@ use report::Report;
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Scenario {
+    /// Empty calls.
+    Rpc,
     /// One volume from CreateVolume to NodePublishVolume and back, call by call, raw and ext4, beside the same by commands.
     Life,
     /// Many created, staged and published at once.
@@ -81,9 +84,13 @@ pub(super) struct BenchArgs {
     /// Where floors are measured and volumes mounted: the driver must allow it. A throw-away pool is made there as well.
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     directory: PathBuf,
-    /// Length of the throw-away pool, an xfs in one file.
-    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
-    pool: Bytes,
+    /// Make the throw-away pool an xfs in one file of this length [default: on the filesystem of the directory itself, where
+    /// that can share blocks, or else 4GiB].
+    #[arg(long, value_name = "SIZE")]
+    image: Option<Bytes>,
+    /// Another server of empty calls, beside which Probe is measured.
+    #[arg(long, value_name = "NAME=SOCKET", value_parser = peer)]
+    null: Vec<(String, PathBuf)>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -111,6 +118,15 @@ fn peer(text: &str) -> std::result::Result<(String, PathBuf), String> {
 /// Name of the driver that is measured.
 const OURS: &str = "lagan";
 
+/// Length of the pool where the filesystem cannot share blocks.
+const IMAGE: Bytes = Bytes::gib(4);
+
+/// Whether files in a directory can share blocks: tried.
+fn shares_blocks(directory: &Path) -> bool {
+    let file = || tempfile::tempfile_in(directory);
+    matches!((file(), file()), (Ok(from), Ok(to)) if crate::sys::file::reflink(&from, &to).is_ok())
+}
+
 /// Everything that a run works with.
 struct Bench<'a> {
     args: &'a BenchArgs,
@@ -127,7 +143,7 @@ struct Bench<'a> {
 
 pub(super) fn run(common: &Common, args: &BenchArgs) -> Result<ExitCode> {
     if let Some(socket) = &args.null_server {
-        return block_on(floors::serve_nothing(socket)).map(|()| ExitCode::SUCCESS);
+        return block_on(rpc::serve_nothing(socket)).map(|()| ExitCode::SUCCESS);
     }
     if !host::may_mount() {
         return Err(Error::new(ErrorKind::Unavailable, "the benchmark mounts filesystems: run it as root"));
@@ -144,17 +160,19 @@ async fn measure(args: &BenchArgs, json: bool) -> Result<ExitCode> {
         _ = interrupt.recv() => Err(Error::new(ErrorKind::Unsettled, "interrupted")),
         _ = terminate.recv() => Err(Error::new(ErrorKind::Unsettled, "interrupted")),
     };
-    let (most, long) = (args.volumes.iter().copied().max().unwrap_or_default(), bench.long());
     let cleaned = bench.clean().await;
     let report = match cleaned {
         Ok(report) => report,
         Err(error) => {
             out::talk("not everything that was made could be removed");
+            if let Err(first) = measured {
+                out::talk(&format!("before that: {}", Chain(&first)));
+            }
             return Err(error);
         }
     };
     measured?;
-    let goals = if args.goals { goals::judge(&report, most, args.mounts, long) } else { Vec::new() };
+    let goals = if args.goals { goals::judge(&report, args) } else { Vec::new() };
     if json {
         let mut shown = report.json();
         shown["goals"] = goals.iter().map(goals::Goal::json).collect();
@@ -169,7 +187,8 @@ async fn measure(args: &BenchArgs, json: bool) -> Result<ExitCode> {
 
 impl<'a> Bench<'a> {
     fn new(args: &'a BenchArgs) -> Result<Self> {
-        let place = if args.socket.is_none() { Some(Place::new(&args.directory, args.pool)?) } else { None };
+        let image = args.image.or_else(|| (!shares_blocks(&args.directory)).then_some(IMAGE));
+        let place = if args.socket.is_none() { Some(Place::new(&args.directory, image)?) } else { None };
         let (root, bare) = match &place {
             Some(place) => (place.targets(), place.bare()),
             None => {
@@ -180,10 +199,6 @@ impl<'a> Bench<'a> {
         };
         let report = Report::new(OURS, &bare);
         Ok(Self { args, drivers: Vec::new(), place, root, bare, report })
-    }
-
-    fn wants(&self, scenario: Scenario) -> bool {
-        self.args.scenario.is_empty() || self.args.scenario.contains(&scenario)
     }
 
     /// Ours, the others, and ours again: what the machine does meanwhile falls on all of them.
@@ -202,51 +217,44 @@ impl<'a> Bench<'a> {
             let daemon = Daemon::connect_to(socket).await?;
             self.drivers.push(Driver::new(name, daemon, self.root.join(name)).await?);
         }
-        let floors = Floors::new(&self.bare, &self.root).await?;
-        for _ in 0..self.args.rounds {
-            floors.measure(&mut self.report).await?;
-        }
-        self.probes(&floors).await?;
-        if self.wants(Scenario::Life) {
-            self.life(&floors).await?;
-        }
-        if self.wants(Scenario::Storm) {
-            self.storm().await?;
-        }
-        if self.wants(Scenario::Churn) {
-            self.churn().await?;
-        }
-        if self.wants(Scenario::Snapshot) {
-            self.snapshots().await?;
-        }
-        if self.wants(Scenario::Mount) {
-            self.mounts().await?;
-        }
-        if self.wants(Scenario::Data) {
-            self.data().await?;
-        }
-        if self.wants(Scenario::Fill) {
-            self.fill().await?;
+        let floors = Floors::new(&self.bare, &self.root)?;
+        for scenario in Scenario::value_variants() {
+            if !self.args.scenario.is_empty() && !self.args.scenario.contains(scenario) {
+                continue;
+            }
+            self.report.watch();
+            floors.measure(&mut self.report)?;
+            match scenario {
+                Scenario::Rpc => self.empty_calls().await?,
+                Scenario::Life => self.life(&floors).await?,
+                Scenario::Storm => self.storm().await?,
+                Scenario::Churn => self.churn().await?,
+                Scenario::Fill => self.fill().await?,
+                Scenario::Snapshot => self.snapshots().await?,
+                Scenario::Mount => self.mounts().await?,
+                Scenario::Data => self.data().await?,
+            }
         }
         Ok(())
     }
 
-    /// One driver's part of a scenario. What it refuses is noted, and what it had made removed: the others go on.
+    /// One driver's part of a scenario: whether it went well. What it refuses is noted, and what it had made removed: the others
+    /// go on.
     async fn attempt(
         &mut self,
         (scenario, turn): (&'static str, usize),
         part: impl AsyncFnOnce(&Driver, &mut Report) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let driver = &self.drivers[turn];
         self.report.watch();
-        if let Err(error) = part(driver, &mut self.report).await {
-            let note = format!("{scenario}, {}: {}", driver.name, Chain(&error));
-            if !self.report.notes.contains(&note) {
-                self.report.notes.push(note);
-            }
-            driver.clean().await?;
+        let Err(error) = part(driver, &mut self.report).await else { return Ok(true) };
+        let note = format!("{scenario}, {}: {}", driver.name, Chain(&error));
+        if !self.report.notes.contains(&note) {
+            out::talk(&note);
+            self.report.notes.push(note);
         }
-        Ok(())
+        driver.clean().await?;
+        Ok(false)
     }
 
     /// Removes everything that was made.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::process::CommandExt,
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Instant,
@@ -28,6 +28,8 @@ const PROMISE_PERCENT: u32 = 10_000;
 pub(super) struct Place {
     scratch: Scratch,
     child: Option<Child>,
+    /// The pool is in one file, with a filesystem of its own.
+    image: bool,
 }
 
 /// This program again.
@@ -40,17 +42,17 @@ pub(super) fn ourselves() -> Command {
 }
 
 impl Place {
-    /// Makes it; nothing runs there yet.
-    pub(super) fn new(parent: &Path, pool: Bytes) -> Result<Self> {
+    /// Makes it, with a pool in an image of this length or on the filesystem of `parent`; nothing runs there yet.
+    pub(super) fn new(parent: &Path, image: Option<Bytes>) -> Result<Self> {
         // An address that is free now; who takes it meanwhile makes the start fail, no more.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").doing(|| "find a free port")?;
         let http = listener.local_addr().doing(|| "find a free port")?.to_string();
         drop(listener);
         let scratch = Scratch::new(parent, "bench", http, PROMISE_PERCENT)?;
-        let place = Self { scratch, child: None };
+        let place = Self { scratch, child: None, image: image.is_some() };
         let path = place.root().join("lagan.toml");
         fs::write(&path, place.scratch.text()).doing(|| format!("write {}", path.display()))?;
-        place.scratch.make_pool(pool)?;
+        place.scratch.make_pool(image)?;
         Ok(place)
     }
 
@@ -65,7 +67,39 @@ impl Place {
 
     /// A directory on the filesystem that the volumes are on.
     pub(super) fn bare(&self) -> PathBuf {
-        self.scratch.pool().join("fs")
+        if self.image { self.scratch.pool().join("fs") } else { self.root().to_owned() }
+    }
+
+    /// What the file of a volume takes on disk, in KiB.
+    pub(super) fn space_of(&self, id: &str) -> Result<f64> {
+        let pool = self.scratch.pool();
+        let volumes = if self.image { pool.join("fs/volumes") } else { pool.join("volumes") };
+        let path = volumes.join(format!("{}.raw", id.rsplit('.').next().unwrap_or_default()));
+        let metadata = fs::metadata(&path).doing(|| format!("look at {}", path.display()))?;
+        // The kernel counts in half KiB.
+        #[expect(clippy::cast_precision_loss, reason = "lengths of new volumes are small")]
+        let blocks = metadata.blocks() as f64;
+        Ok(blocks / 2.0)
+    }
+
+    /// How often the threads of the driver are woken in a while in which nobody asks it anything.
+    pub(super) async fn wakeups(&self, secs: u64) -> Result<f64> {
+        let id = self.child.as_ref().map(Child::id).unwrap_or_default();
+        let count = || -> Result<u32> {
+            let tasks = format!("/proc/{id}/task");
+            let mut sum = 0;
+            for task in fs::read_dir(&tasks).doing(|| format!("read {tasks}"))? {
+                let path = task.doing(|| format!("read {tasks}"))?.path().join("status");
+                // Each wait is one wake-up; a thread may have ended meanwhile.
+                let status = fs::read_to_string(path).unwrap_or_default();
+                let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+                sum += line.and_then(|line| line.trim().parse::<u32>().ok()).unwrap_or_default();
+            }
+            Ok(sum)
+        };
+        let before = count()?;
+        tokio::time::sleep(std::time::Duration::from_secs(secs)).await;
+        Ok(f64::from(count()?.saturating_sub(before)))
     }
 
     /// Starts the driver; the connection, and how many milliseconds passed until it answered.
@@ -96,13 +130,17 @@ impl Place {
         child.wait().doing(|| "stop the driver").map(drop)
     }
 
-    /// Resident memory of the driver and of its minder, in KiB.
+    /// Memory of the driver and of its minder, in KiB: with what they share counted once, and as each process has it.
     pub(super) fn memory(&self) -> Result<(f64, f64)> {
         let id = self.child.as_ref().map(Child::id).unwrap_or_default();
         let children = format!("/proc/{id}/task/{id}/children");
         let children = fs::read_to_string(&children).doing(|| format!("read {children}"))?;
-        let minders: Result<Vec<f64>> = children.split_whitespace().map(resident).collect();
-        Ok((resident(&id.to_string())?, minders?.into_iter().sum()))
+        let (mut once, mut each) = memory_of(&id.to_string())?;
+        for child in children.split_whitespace() {
+            let (its_once, its_each) = memory_of(child)?;
+            (once, each) = (once + its_once, each + its_each);
+        }
+        Ok((once, each))
     }
 
     /// One number of what it shows over HTTP.
@@ -127,10 +165,14 @@ impl Drop for Place {
     }
 }
 
-fn resident(process: &str) -> Result<f64> {
-    let path = format!("/proc/{process}/status");
-    let status = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let value = line.and_then(|line| line.split_whitespace().next()).and_then(|value| value.parse().ok());
-    value.ok_or_else(|| Error::new(ErrorKind::Broken, format!("{path} shows no memory")))
+/// What a process has of memory that it may share (PSS), and all of it (RSS), in KiB.
+fn memory_of(process: &str) -> Result<(f64, f64)> {
+    let path = format!("/proc/{process}/smaps_rollup");
+    let text = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+    let figure = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|line| line.split_whitespace().next()).and_then(|value| value.parse().ok());
+        value.ok_or_else(|| Error::new(ErrorKind::Broken, format!("{path} shows no {name}")))
+    };
+    Ok((figure("Pss:")?, figure("Rss:")?))
 }

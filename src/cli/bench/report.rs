@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::super::out;
-use crate::{error::Result, sys::host};
+use crate::{bytes::Bytes, error::Result, sys::host};
 
 /// From so much CPU pressure on a run counts as noisy: someone waited for a processor a fifth of the time.
 const NOISY_PERCENT: f64 = 20.0;
@@ -76,6 +76,8 @@ pub(super) struct Report {
     rows: Vec<Row>,
     /// What could not be measured, and why.
     pub(super) notes: Vec<String>,
+    /// Length of the long volumes that were copied.
+    pub(super) long: Bytes,
     /// The driver that is measured, beside which the others are.
     ours: String,
     directory: String,
@@ -85,7 +87,8 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(ours: &str, directory: &std::path::Path) -> Self {
         let (ours, directory) = (ours.to_owned(), describe(directory));
-        Self { rows: Vec::new(), notes: Vec::new(), ours, directory, pressure: 0.0 }
+        let long = Bytes::ZERO;
+        Self { rows: Vec::new(), notes: Vec::new(), long, ours, directory, pressure: 0.0 }
     }
 
     /// Adds a figure.
@@ -130,14 +133,6 @@ impl Report {
     /// The middle for the driver that is measured.
     pub(super) fn ours(&self, scenario: &str, what: &str) -> Option<f64> {
         self.middle(scenario, what, &self.ours)
-    }
-
-    /// The drivers beside it.
-    pub(super) fn peers(&self) -> impl Iterator<Item = &str> {
-        let probed = self.rows.iter().filter(|row| row.scenario == "rpc").map(|row| row.who.as_str());
-        let others: std::collections::BTreeSet<_> =
-            probed.filter(|who| *who != self.ours && *who != MACHINE).collect();
-        others.into_iter()
     }
 
     fn noisy(&self) -> bool {

@@ -25,48 +25,52 @@ const DATA: usize = 16 << 20;
 const DATA_AT: u64 = 512 << 20;
 /// The short one.
 pub(super) const SHORT: Bytes = Bytes::gib(1);
-/// The long one, where the pool may promise so much.
+/// The long one, where the pool may promise three of it.
 const LONG: Bytes = Bytes::gib(1024);
 
 impl Bench<'_> {
-    /// The greatest length of which the pool can promise two.
-    pub(super) fn long(&self) -> Bytes {
-        match &self.place {
-            None => LONG,
-            // It promises a hundred times what it has.
-            Some(_) => LONG.min(Bytes::new(self.args.pool.get() * 45).round_down(Bytes::gib(10))),
+    pub(super) async fn snapshots(&mut self) -> Result<()> {
+        for turn in 0..self.drivers.len() {
+            let long =
+                LONG.min(self.drivers[turn].may_promise().await?.percent(30).round_down(Bytes::gib(10)));
+            if turn == 0 {
+                self.report.long = long;
+            }
+            self.snapshots_of(turn, [SHORT, long.max(SHORT)]).await?;
         }
+        Ok(())
     }
 
-    pub(super) async fn snapshots(&mut self) -> Result<()> {
-        let lengths = [SHORT, self.long()];
+    async fn snapshots_of(&mut self, turn: usize, lengths: [Bytes; 2]) -> Result<()> {
         for raw in [true, false] {
-            for turn in 0..self.drivers.len() {
-                let mut sources = Vec::new();
-                for size in lengths {
-                    let sort = if raw { Sort::raw(size) } else { Sort::ext4(size) };
-                    let make = async |driver: &Driver, _: &mut Report| {
-                        sources.push((sort, source(driver, sort).await?));
-                        Ok(())
-                    };
-                    self.attempt((SCENARIO, turn), make).await?;
+            let mut sources = Vec::new();
+            for size in lengths {
+                let sort = if raw { Sort::raw(size) } else { Sort::ext4(size) };
+                let make = async |driver: &Driver, _: &mut Report| {
+                    sources.push((sort, source(driver, sort).await?));
+                    Ok(())
+                };
+                if !self.attempt((SCENARIO, turn), make).await? {
+                    return Ok(());
                 }
-                // The lengths take turns, so that both meet the same moods of the machine.
-                for _ in 0..self.args.rounds * COPIES {
-                    for (sort, made) in &sources {
-                        let copy = async |driver: &Driver, report: &mut Report| {
-                            copies(driver, *sort, made, report).await
-                        };
-                        self.attempt((SCENARIO, turn), copy).await?;
+            }
+            // The lengths take turns, so that both meet the same moods of the machine.
+            for _ in 0..self.args.rounds * COPIES {
+                for (sort, made) in &sources {
+                    let copy = async |driver: &Driver, report: &mut Report| {
+                        copies(driver, *sort, made, report).await
+                    };
+                    if !self.attempt((SCENARIO, turn), copy).await? {
+                        return Ok(());
                     }
                 }
-                if turn == 0 {
-                    self.flushes(&sources).await?;
-                }
-                for (_, made) in sources {
-                    let delete = async |driver: &Driver, _: &mut Report| driver.delete(made).await.map(drop);
-                    self.attempt((SCENARIO, turn), delete).await?;
-                }
+            }
+            if turn == 0 {
+                self.flushes(&sources).await?;
+            }
+            for (_, made) in sources {
+                let delete = async |driver: &Driver, _: &mut Report| driver.delete(made).await.map(drop);
+                self.attempt((SCENARIO, turn), delete).await?;
             }
         }
         Ok(())
