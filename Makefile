@@ -102,8 +102,9 @@ fuzz: ## Hostile calls of every service and hostile bytes for every parser: REQU
 		cargo test --profile fuzz --locked --lib hostile -- --nocapture
 	FUZZ_SEED=$(or $(SEED),1) FUZZ_REQUESTS=$(or $(REQUESTS),10000000) cargo test --profile fuzz --locked --test fuzz -- --nocapture
 
-bench: build ## Measure beside a baseline in the same run, as root
-	cargo bench $(AS_ROOT) --locked --bench compare
+bench: build ## Measure on an xfs of its own beside floors and baselines, and hold it to the goals, as root: ARGUMENTS="--scenario life", HOSTPATH=program
+	@.ci/prepare bench
+	$(SUDO) env PATH="$$PATH" HOSTPATH="$(HOSTPATH)" benches/run $(ARGUMENTS)
 
 bench-router: ## Measure what a router adds to a call
 	@.ci/prepare build

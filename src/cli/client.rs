@@ -1,6 +1,10 @@
 //! The daemon as the command line sees it: a CSI driver behind a socket.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -35,8 +39,12 @@ pub(super) struct Daemon {
 impl Daemon {
     /// Connects to the socket of the configuration.
     pub(super) async fn connect(config: &Config) -> Result<Self> {
-        let socket: Arc<PathBuf> = Arc::new(config.endpoint.path().to_owned());
-        let shown = config.endpoint.clone();
+        Self::connect_to(config.endpoint.path()).await
+    }
+
+    /// Connects to a socket.
+    pub(super) async fn connect_to(path: &Path) -> Result<Self> {
+        let socket: Arc<PathBuf> = Arc::new(path.to_owned());
         let connector = service_fn(move |_| {
             let socket = Arc::clone(&socket);
             async move { UnixStream::connect(socket.as_path()).await.map(TokioIo::new) }
@@ -44,7 +52,8 @@ impl Daemon {
         let unreachable = |error: tonic::transport::Error| {
             let cause = innermost(&error);
             let what = format!(
-                "no daemon answers on {shown} ({cause}): is `lagan serve` running, and are you root?"
+                "no daemon answers on unix://{} ({cause}): is `lagan serve` running, and are you root?",
+                path.display()
             );
             Error::new(ErrorKind::Unavailable, what)
         };
@@ -81,6 +90,8 @@ pub(super) fn refused(status: Status) -> Error {
         Code::Aborted => ErrorKind::Busy,
         Code::Unavailable => ErrorKind::Unavailable,
         Code::InvalidArgument => ErrorKind::Invalid,
+        Code::OutOfRange => ErrorKind::OutOfRange,
+        Code::DeadlineExceeded => ErrorKind::Unsettled,
         _ => ErrorKind::Broken,
     };
     let hint = if status.code() == Code::Unimplemented {

@@ -13,15 +13,20 @@ use std::{
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 
-use super::{block_on, client::Daemon, client::refused, out, volume::capability};
+use super::{
+    block_on,
+    client::{Daemon, refused},
+    out,
+    scratch::{NODE, Scratch, connect},
+    volume::capability,
+};
 use crate::{
     app::App,
     bytes::Bytes,
-    config::{self, Config, Mode, Overrides},
+    config::{Config, Mode},
     digest::Digest,
     error::{Doing, Error, ErrorKind, Result},
     filesystem::Filesystem,
-    pool::file,
     proto::{
         CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
         ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
@@ -29,7 +34,7 @@ use crate::{
         NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeContentSource,
         volume_content_source::{SnapshotSource, Type, VolumeSource},
     },
-    sys::{cmd::Commands, host, minder::Minder},
+    sys::{host, minder::Minder},
     telemetry::{LogFormat, log_to_stderr},
 };
 
@@ -39,7 +44,6 @@ const POOL: Bytes = Bytes::gib(2);
 const VOLUME: Bytes = Bytes::gib(1);
 /// What is written to the first one.
 const DATA: Bytes = Bytes::mib(64);
-const NODE: &str = "demo";
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
@@ -55,13 +59,13 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
     // Before there is a second thread.
     let minder = Arc::new(Minder::start().doing(|| "start the minder")?);
     log_to_stderr(LevelFilter::ERROR, LogFormat::Text);
-    let scratch = Scratch::new(&args.directory)?;
+    let scratch = Scratch::new(&args.directory, "demo", "off".to_owned(), 1000)?;
     let config = scratch.config()?;
     out::line(&format!(
         "A pool of {POOL} in one file (xfs with reflink), volumes of {VOLUME}; times include the call.\n"
     ))?;
     let begun = Instant::now();
-    file::init(&scratch.pool(), &config.machine_id, Some(POOL), &Commands::find())?;
+    scratch.make_pool(Some(POOL))?;
     report("make the pool", begun.elapsed(), "")?;
     let shown = block_on(async {
         let app = App::new(config.clone(), Mode::All, Some(minder))?;
@@ -70,63 +74,13 @@ pub(super) fn run(args: &DemoArgs) -> Result<ExitCode> {
         served.abort();
         shown
     });
-    let removed = scratch.remove();
+    let removed = scratch.remove(&[], &["targets/a", "targets/b", "targets/c"]);
     if removed.is_err() {
         out::talk(&format!("{} could not be removed", scratch.root.display()));
     }
     shown.and(removed)?;
     out::line("\nEverything is removed again. Next: README.md, \"For real\".")?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The directory of the demo.
-struct Scratch {
-    root: PathBuf,
-}
-
-impl Scratch {
-    fn new(parent: &Path) -> Result<Self> {
-        let root = parent.join(format!("lagan-demo-{}", std::process::id()));
-        for directory in ["", "targets", "state"] {
-            fs::create_dir_all(root.join(directory)).doing(|| format!("make {}", root.display()))?;
-        }
-        Ok(Self { root })
-    }
-
-    fn pool(&self) -> PathBuf {
-        self.root.join("pool")
-    }
-
-    fn config(&self) -> Result<Config> {
-        let root = self.root.display();
-        let text = format!(
-            "node_id = {NODE:?}\nstate_dir = \"{root}/state\"\nendpoint = \"{root}/csi.sock\"\nhttp = \"off\"\n\
-             target_roots = [\"{root}/targets\"]\n[[pool]]\nname = \"demo\"\nkind = \"file\"\npath = \"{root}/pool\"\n\
-             overcommit_percent = 1000\n"
-        );
-        config::parse(&text, Mode::All, &Overrides::default())
-            .map_err(|problems| Error::new(ErrorKind::Broken, problems.to_string()))
-    }
-
-    /// Removes what the demo made, name by name: nothing is removed through a mount that was left.
-    fn remove(&self) -> Result<()> {
-        file::delete(&self.pool())?;
-        let gone = |path: PathBuf, result: std::io::Result<()>| match result {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("remove {}", path.display()), error))
-            }
-            _ => Ok(()),
-        };
-        for name in ["csi.sock", "state/pools.json"] {
-            let path = self.root.join(name);
-            gone(path.clone(), fs::remove_file(&path))?;
-        }
-        for name in ["targets/a", "targets/b", "targets/c", "targets", "state", "pool", ""] {
-            let path = self.root.join(name);
-            gone(path.clone(), fs::remove_dir(&path))?;
-        }
-        Ok(())
-    }
 }
 
 fn report(step: &str, took: Duration, remark: &str) -> Result<()> {
@@ -246,7 +200,7 @@ impl Show {
 }
 
 async fn show(config: &Config, root: &Path) -> Result<()> {
-    let show = Show { daemon: connect(config).await?, root: root.to_owned() };
+    let show = Show { daemon: connect(config.endpoint.path()).await?, root: root.to_owned() };
     // A kernel that does not let us grow a mounted ext4 gets an xfs to grow.
     let filesystem = if host::may_grow_ext4() { Filesystem::Ext4 } else { Filesystem::Xfs };
     // Two lengths of the same kind come before: from the second one on a template is at hand.
@@ -287,18 +241,6 @@ async fn show(config: &Config, root: &Path) -> Result<()> {
     let request = DeleteSnapshotRequest { snapshot_id, ..DeleteSnapshotRequest::default() };
     show.daemon.controller().delete_snapshot(request).await.map_err(refused)?;
     Ok(())
-}
-
-/// Waits for the driver that was just started.
-async fn connect(config: &Config) -> Result<Daemon> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match Daemon::connect(config).await {
-            Err(error) if Instant::now() > deadline => return Err(error),
-            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            connected => return connected,
-        }
-    }
 }
 
 fn write_random(path: &Path) -> Result<Digest> {

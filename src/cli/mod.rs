@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod backup;
+mod bench;
 mod certs;
 mod client;
 mod demo;
@@ -20,6 +21,7 @@ mod import;
 mod mount;
 mod out;
 mod pool;
+mod scratch;
 mod serve;
 mod snapshot;
 mod volume;
@@ -69,6 +71,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Show a volume being created, mounted, snapshotted, restored, cloned and grown, on a throw-away pool.
     Demo(demo::DemoArgs),
+    /// Measure a CSI driver beside the floors of this machine, and beside another driver.
+    Bench(bench::BenchArgs),
     /// Say what is missing on this host and how to mend it.
     Doctor(doctor::DoctorArgs),
     /// Pools, from which volumes are cut.
@@ -135,6 +139,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(common, &args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(common, &args),
         Command::Doctor(args) => doctor::run(common, args),
         Command::Pool(command) => pool::run(common, command),
         Command::Volume(command) => volume::run(common, command),

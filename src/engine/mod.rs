@@ -208,10 +208,10 @@ impl Engine {
         if self.index().knows(pool.id()) {
             return Ok(());
         }
-        for done in pool.recover().await? {
+        let (finished, listing) = pool.begin().await?;
+        for done in finished {
             tracing::warn!(pool = %pool.id(), done, "finished or undone after an earlier process");
         }
-        let listing = pool.list().await?;
         for damaged in &listing.damaged {
             tracing::error!(pool = %pool.id(), damaged, "a record cannot be read; its object is left alone");
         }

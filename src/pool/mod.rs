@@ -258,6 +258,12 @@ pub trait Pool: Send + Sync {
     /// Ends and undoes what an earlier process began and did not finish; one line for each thing done.
     async fn recover(&self) -> Result<Vec<String>>;
 
+    /// The same, and everything that is there then: what a start needs of a pool.
+    async fn begin(&self) -> Result<(Vec<String>, Listing)> {
+        let done = self.recover().await?;
+        Ok((done, self.list().await?))
+    }
+
     /// Makes the volume that the record describes, with the content of its source or a new filesystem. It is there
     /// as a whole, durably, or not at all.
     async fn create_volume(&self, volume: &Volume, progress: &Arc<Progress>) -> Result<()>;

@@ -252,7 +252,7 @@ pub fn decode<T: DeserializeOwned>(stored: &[u8]) -> std::result::Result<T, BadR
         let ours = version.starts_with("lagan") && version.len() < 16;
         return Err(if ours { BadRecord::Version(version.to_owned()) } else { BadRecord::Form });
     }
-    let (checksum, json) = rest.trim_end_matches(' ').split_once(' ').ok_or(BadRecord::Form)?;
+    let (checksum, json) = unpadded(rest).split_once(' ').ok_or(BadRecord::Form)?;
     if checksum != format!("{:08x}", crc32c::crc32c(json.as_bytes())) {
         return Err(BadRecord::Checksum);
     }
@@ -264,6 +264,14 @@ pub fn decode<T: DeserializeOwned>(stored: &[u8]) -> std::result::Result<T, BadR
 pub(super) fn sealed(record: &[u8]) -> Vec<u8> {
     let json = record.get(16..).unwrap_or_default().trim_ascii_end();
     [format!("lagan1 {:08x} ", crc32c::crc32c(json)).as_bytes(), json].concat()
+}
+
+/// Without the padding, which is most of a usual record: cut off in pieces, since a start does this for every volume.
+fn unpadded(mut text: &str) -> &str {
+    while let Some(shorter) = text.strip_suffix("                ") {
+        text = shorter;
+    }
+    text.trim_end_matches(' ')
 }
 
 #[cfg(test)]

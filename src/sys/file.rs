@@ -185,14 +185,18 @@ impl Directory {
         Ok(rustix::fs::syncfs(&self.fd)?)
     }
 
+    /// What a name in it needs in front to be a path, for calls that take no directory.
+    pub(super) fn way(&self) -> String {
+        format!("/proc/self/fd/{}/", self.fd.as_raw_fd())
+    }
+
     /// An extended attribute of the file `name`, read without opening it. `None` where file or attribute is absent.
     ///
     /// # Errors
     /// Those of lgetxattr(2); ERANGE where it is longer than `limit`.
     pub fn attribute(&self, name: &str, key: &str, limit: usize) -> io::Result<Option<Vec<u8>>> {
-        let path = format!("/proc/self/fd/{}/{name}", self.fd.as_raw_fd());
         let mut value = vec![0; limit];
-        match rustix::fs::lgetxattr(&path, key, &mut value[..]) {
+        match rustix::fs::lgetxattr(self.way() + name, key, &mut value[..]) {
             Ok(length) => {
                 value.truncate(length);
                 Ok(Some(value))

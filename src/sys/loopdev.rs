@@ -6,7 +6,8 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::fd::AsFd,
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use rustix::io::Errno;
@@ -26,6 +27,11 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// Longest label: the kernel keeps 64 bytes, the last one zero.
 const LABEL_LIMIT: usize = 63;
+
+/// For how long others may be quicker.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Whose turn it is to ask for a free device.
+static BINDING: Mutex<()> = Mutex::new(());
 
 /// How a file is to be bound.
 #[derive(Clone, Debug)]
@@ -78,11 +84,14 @@ pub enum Release {
 /// block twice, and two devices on one file would disagree.
 ///
 /// # Errors
-/// Those of open(2) and ioctl(2); `Unsupported` where the backing filesystem cannot do direct I/O.
+/// Those of open(2) and ioctl(2); EAGAIN where other processes took every free device; `Unsupported` where the backing filesystem cannot do direct I/O.
 pub fn bind(backing: &File, binding: &Binding<'_>) -> io::Result<LoopDevice> {
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
-    // Another process may take the free device between the two calls: ask again, a bounded number of times.
-    for _attempt in 0..64 {
+    // Until a device is bound the kernel offers it to everybody, and all but one of those who ask at the same time are refused.
+    // Among ourselves we queue; another process may still be quicker, and then the question is asked again.
+    let _turn = BINDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
         let number = raw::loop_get_free(control.as_fd())?;
         let device = LoopDevice::open(number)?;
         match raw::loop_configure(device.file.as_fd(), &mut configuration(backing, binding)?) {
@@ -102,7 +111,7 @@ pub fn bind(backing: &File, binding: &Binding<'_>) -> io::Result<LoopDevice> {
             ),
         ));
     }
-    Err(Errno::BUSY.into())
+    Err(Errno::AGAIN.into())
 }
 
 fn configuration(backing: &File, binding: &Binding<'_>) -> io::Result<raw::LoopConfig> {

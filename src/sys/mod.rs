@@ -17,6 +17,7 @@ pub mod minder;
 pub mod mount;
 pub mod mountinfo;
 pub mod superblock;
+pub mod survey;
 pub mod target;
 pub mod thin_metadata;
 

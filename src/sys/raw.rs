@@ -273,6 +273,12 @@ fn set_lock(file: BorrowedFd<'_>, byte: i64, kind: i32) -> io::Result<()> {
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, std::ptr::from_ref(&lock)) }).map(drop)
 }
 
+/// Gives this thread a working directory of its own (unshare(2), `CLONE_FS`): what it does to it no other thread sees.
+pub(super) fn own_working_directory() -> io::Result<()> {
+    // SAFETY: a plain number; what is no longer shared are working directory, root and umask, whose values stay.
+    check(unsafe { libc::unshare(libc::CLONE_FS) }).map(drop)
+}
+
 /// Who else may have a file open while a lease on it is held, or may hold a lock.
 #[derive(Clone, Copy)]
 pub(super) enum Others {

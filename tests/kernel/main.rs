@@ -4,6 +4,7 @@
 
 mod audit;
 mod backup;
+mod bench;
 #[expect(dead_code, reason = "what failed is kept and read by those who have millions")]
 #[path = "../fuzz/calls.rs"]
 mod calls;
@@ -36,6 +37,7 @@ mod rig;
 mod secrets;
 mod split;
 mod trouble;
+mod work;
 #[path = "../support/writer.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod writer;

@@ -9,14 +9,15 @@ use std::{
 
 use lagan::proto::{
     ControllerGetVolumeHealthRequest, CreateVolumeRequest, ListVolumesRequest, NodeGetStorageHealthRequest,
-    ProbeRequest,
+    ProbeRequest, volume_capability::access_mode::Mode,
 };
 use tonic::Code;
 
 use crate::{
+    kill::interfere,
     requests::{
-        check, create_with, delete, from_snapshot, hide_at, publish_with, snapshot_of, stage_at,
-        unpublish_from,
+        block, check, create_with, delete, from_snapshot, hide_at, publish_with, snapshot_of, stage_at,
+        unpublish_from, unstage_at,
     },
     rig::{Ground, Kind, MIB, filesystem, random, run, text, write},
 };
@@ -329,4 +330,32 @@ async fn a_host_that_lacks_something_is_told_what() {
     for line in ["kernel", "loop devices", "mke2fs", "pool p", "daemon"] {
         assert!(said.contains(line), "{line} in {said}");
     }
+}
+
+/// The kernel offers one free device to everybody who asks: whoever loses that race too often was told that its volume is in use.
+#[tokio::test]
+async fn many_volumes_are_staged_at_the_same_time() {
+    let ground = Ground::new(Kind::Image);
+    let mut daemon = ground.start_with(&["--log-level", "error"]).await;
+    let how = block(Mode::SingleNodeMultiWriter);
+    let mut staged = Vec::new();
+    for n in 0..128 {
+        let id = daemon.create(&format!("v{n}"), 1, &how).await.volume_id;
+        daemon.controller.controller_publish_volume(publish_with(&id, &how)).await.unwrap();
+        let (mut node, staging) = (daemon.node.clone(), ground.path(&format!("{n}-staging")));
+        let request = stage_at(&id, &staging, &how);
+        staged.push(async move {
+            node.node_stage_volume(request).await.unwrap();
+            (id, staging)
+        });
+    }
+    // Slow enough that all of them are between the question and the binding at the same time.
+    let mut slow = interfere(daemon.pid(), "ioctl", "delay_enter=1000");
+    let staged = futures_util::future::join_all(staged).await;
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    for (id, staging) in staged {
+        daemon.node.node_unstage_volume(unstage_at(&id, &staging)).await.unwrap();
+    }
+    ground.account();
 }

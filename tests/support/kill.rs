@@ -25,6 +25,11 @@ pub(crate) fn note(process: Pid, calls: &str, file: &str) -> Child {
     attach(process, &["-o", file, "-e", &format!("trace={calls}")])
 }
 
+/// The same, with the path behind each descriptor.
+pub(crate) fn note_paths(process: Pid, calls: &str, file: &str) -> Child {
+    attach(process, &["-y", "-o", file, "-e", &format!("trace={calls}")])
+}
+
 #[expect(clippy::disallowed_methods, reason = "tests do what an administrator would")]
 fn attach(process: Pid, how: &[&str]) -> Child {
     let pid = process.as_raw_nonzero().to_string();

@@ -52,14 +52,20 @@ impl Devices {
         let file = open_patiently(store, id, access)?;
         let label = label_prefix(id.uuid) + &how.label;
         let binding = Binding { read_only: how.read_only, autoclear: how.transient, label: &label };
+        // A file that nobody has open is behind no device: the one that is made now is all of them.
+        let first = matches!(sole_use(&file), Ok(Some(_)));
         let device = loopdev::bind(&file, &binding).map_err(|error| match error.kind() {
             std::io::ErrorKind::Unsupported => Error::io(what(), error).as_kind(ErrorKind::Unavailable),
             _ => Error::io(what(), error),
         })?;
-        // Without a complete list to add it to, the next question looks for all.
-        if let Some(known) = self.hints().get_mut(&id.uuid) {
+        let mut hints = self.hints();
+        if first && self.makes_them {
+            hints.insert(id.uuid, vec![device.number()]);
+        } else if let Some(known) = hints.get_mut(&id.uuid) {
+            // Without a complete list to add it to, the next question looks for all.
             known.push(device.number());
         }
+        drop(hints);
         let attached = Attached {
             device: device.device().doing(what)?,
             transient: how.transient,

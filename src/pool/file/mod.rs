@@ -55,7 +55,7 @@ use admin::{check_filesystem, open_directory, read_marker};
 use attach::Devices;
 use content::CopyRate;
 use image::Mounting;
-use store::{Store, file_name};
+use store::{Store, Survey, file_name};
 
 /// For how long the count of foreign space is believed.
 const FOREIGN_BELIEVED: Duration = Duration::from_secs(60);
@@ -270,9 +270,11 @@ impl Inner {
         })
     }
 
-    fn recover(&self) -> Result<Vec<String>> {
+    /// Reads everything once, and once more only where something was to be finished or undone.
+    fn begin(&self) -> Result<(Vec<String>, Listing)> {
         self.store.flush_all()?;
-        let mut done = self.finish_growing()?;
+        let Survey { listing, grown } = self.store.survey()?;
+        let mut done = self.finish_growing(grown)?;
         done.extend(self.recover_groups()?);
         done.extend(pause::recover(&self.store, |uuid| {
             let id = VolumeId { pool: self.store.pool, uuid };
@@ -283,13 +285,14 @@ impl Inner {
                 .map(|attached| attached.device.number)
                 .collect())
         })?);
-        Ok(done)
+        let listing = if done.is_empty() { listing } else { self.store.list()? };
+        Ok((done, listing))
     }
 
     /// Ends what a grow has begun: a file that is longer than its record says.
-    fn finish_growing(&self) -> Result<Vec<String>> {
+    fn finish_growing(&self, grown: Vec<Volume>) -> Result<Vec<String>> {
         let mut done = Vec::new();
-        for volume in self.store.grown()? {
+        for volume in grown {
             self.grow_volume(&volume)?;
             done.push(format!("grew volume {} to {}", volume.id, volume.size));
         }
@@ -383,7 +386,11 @@ impl Pool for FilePool {
     }
 
     async fn recover(&self) -> Result<Vec<String>> {
-        self.run(Inner::recover).await
+        Ok(self.begin().await?.0)
+    }
+
+    async fn begin(&self) -> Result<(Vec<String>, Listing)> {
+        self.run(Inner::begin).await
     }
 
     async fn create_volume(&self, volume: &Volume, progress: &Arc<Progress>) -> Result<()> {

@@ -45,6 +45,15 @@ pub(super) struct Store {
     broken: AtomicBool,
 }
 
+/// What a start finds in a pool.
+#[derive(Debug)]
+pub(super) struct Survey {
+    /// All of it.
+    pub(super) listing: Listing,
+    /// Volumes whose file is longer than their record says, with the record as it should be.
+    pub(super) grown: Vec<Volume>,
+}
+
 /// Name of the file of an object.
 pub(super) fn file_name(uuid: Uuid) -> String {
     format!("{}{SUFFIX}", uuid.simple())
@@ -210,51 +219,69 @@ impl Store {
 
     /// Everything that is there. Files that are not ours, or whose record is damaged, are named and left alone.
     pub(super) fn list(&self) -> Result<Listing> {
-        let mut listing = Listing::default();
-        for name in self.volumes.names().doing(|| "list volumes")? {
-            if let Some(volume) = self.read_entry(&self.volumes, &name, uuid_of(&name), &mut listing)? {
-                let volume: Volume = volume;
-                match uuid_of(&name) {
-                    Some(uuid) if volume.id == (VolumeId { pool: self.pool, uuid }) => {
-                        listing.volumes.push(volume)
-                    }
-                    _ => {
-                        listing.strangers.push(format!("volumes/{name}: its record is that of {}", volume.id))
-                    }
-                }
+        Ok(self.survey()?.listing)
+    }
+
+    /// The same, and what a crash may have left of it.
+    pub(super) fn survey(&self) -> Result<Survey> {
+        let (mut listing, mut grown) = (Listing::default(), Vec::new());
+        let names = self.volumes.names().doing(|| "list volumes")?;
+        for (uuid, volume, length) in self.read_all::<Volume>(&self.volumes, &names, &mut listing)? {
+            if volume.id != (VolumeId { pool: self.pool, uuid }) {
+                let of = volume.id;
+                listing.strangers.push(format!("volumes/{}: its record is that of {of}", file_name(uuid)));
+                continue;
             }
+            if length > volume.size {
+                grown.push(Volume { size: length, ..volume.clone() });
+            }
+            listing.volumes.push(volume);
         }
-        let (groups, snapshots): (Vec<_>, Vec<_>) =
+        let (groups, names): (Vec<_>, Vec<_>) =
             self.snapshots.names().doing(|| "list snapshots")?.into_iter().partition(|name| is_group(name));
-        for name in snapshots {
-            if let Some(snapshot) = self.read_entry(&self.snapshots, &name, uuid_of(&name), &mut listing)? {
-                let snapshot: Snapshot = snapshot;
-                match uuid_of(&name) {
-                    Some(uuid) if snapshot.id == (SnapshotId { pool: self.pool, uuid }) => {
-                        listing.snapshots.push(snapshot);
-                    }
-                    _ => listing
-                        .strangers
-                        .push(format!("snapshots/{name}: its record is that of {}", snapshot.id)),
-                }
+        for (uuid, snapshot, _) in self.read_all::<Snapshot>(&self.snapshots, &names, &mut listing)? {
+            if snapshot.id == (SnapshotId { pool: self.pool, uuid }) {
+                listing.snapshots.push(snapshot);
+            } else {
+                let of = snapshot.id;
+                listing.strangers.push(format!("snapshots/{}: its record is that of {of}", file_name(uuid)));
             }
         }
         self.list_groups(&groups, &mut listing)?;
-        Ok(listing)
+        Ok(Survey { listing, grown })
     }
 
-    /// Volumes whose file is longer than their record says, with the record as it should be.
-    pub(super) fn grown(&self) -> Result<Vec<Volume>> {
-        let mut grown = Vec::new();
-        for volume in self.list()?.volumes {
-            let stat = self.volumes.stat(&file_name(volume.id.uuid)).doing(|| "look at the pool's files")?;
-            if let Some(stat) = stat.filter(|stat| stat.length > volume.size) {
-                grown.push(Volume { size: stat.length, ..volume });
+    /// The records of the files with these names, and how long each file is. A name without one is noted in the listing.
+    fn read_all<T: DeserializeOwned + Send>(
+        &self,
+        directory: &Directory,
+        names: &[String],
+        listing: &mut Listing,
+    ) -> Result<Vec<(Uuid, T, Bytes)>> {
+        let place = directory.path().file_name().unwrap_or_default().display();
+        let seen = directory.survey(names, RECORD_LIMIT, |inside, name| {
+            let Some(uuid) = uuid_of(name) else { return Ok(Err(None)) };
+            let Some(stored) = inside.attribute(name, ATTRIBUTE)? else { return Ok(Err(None)) };
+            let decoded = match record::decode(stored) {
+                Ok(decoded) => decoded,
+                Err(bad) => return Ok(Err(Some(bad))),
+            };
+            let length = inside.stat(name)?.map(|stat| stat.length);
+            Ok(Ok((uuid, decoded, length.unwrap_or_default())))
+        });
+        let mut read = Vec::with_capacity(names.len());
+        for (name, seen) in names.iter().zip(seen) {
+            let seen: io::Result<_> = seen;
+            match seen.doing(|| format!("read the record of {place}/{name}"))? {
+                Ok(found) => read.push(found),
+                Err(None) => listing.strangers.push(format!("{place}/{name}")),
+                Err(Some(bad)) => listing.damaged.push(format!("{place}/{name}: {bad}")),
             }
         }
-        Ok(grown)
+        Ok(read)
     }
 
+    /// The record of a group, by the name of its file.
     pub(super) fn read_entry<T: DeserializeOwned>(
         &self,
         directory: &Directory,
