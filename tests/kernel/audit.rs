@@ -231,7 +231,7 @@ fn strays_are_seen() {
 
 #[tokio::test]
 async fn nothing_outside_its_places_is_touched() {
-    let requests = setting("AUDIT_REQUESTS", 10_000);
+    let requests = setting("AUDIT_REQUESTS", 6000);
     let ground = Ground::new(Kind::Image);
     let outside = ground.root.join("outside");
     fs::create_dir_all(outside.join("deep")).unwrap();
