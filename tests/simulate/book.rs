@@ -183,7 +183,9 @@ impl Book {
 
     /// What was heard since.
     pub(crate) fn heard(&self) -> Vec<(u32, Result<Said, Status>)> {
-        std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut heard = std::mem::take(&mut *self.heard.lock().unwrap_or_else(PoisonError::into_inner));
+        heard.sort_by_key(|(number, _)| *number);
+        heard
     }
 
     /// Holds an answer against what is possible; what is wrong with it.

@@ -23,7 +23,6 @@ impl World {
         for subject in 0..self.book.subjects.len() {
             if self.chance.once_in(2) { self.finish(subject) } else { self.remove(subject) }
         }
-        self.compare();
         self.check_contents();
         let before = self.room();
         (0..self.machines.len()).for_each(|host| self.kill(host));
@@ -61,7 +60,7 @@ impl World {
 
     /// Brings a name to what it is for.
     fn finish(&mut self, subject: usize) {
-        let Some(id) = self.make(subject) else { return };
+        let Some(id) = self.told(subject) else { return };
         if self.book.subjects[subject].kind != Kind::Volume {
             return self.must(subject, Op::Read { id });
         }
@@ -78,7 +77,6 @@ impl World {
         self.must(subject, Op::Show { id, at: 0, reads: shown });
         self.must(subject, Op::Grow { id, size: 4 << 30 });
         self.must(subject, Op::Use { id, at: 0 });
-        self.must(subject, Op::Read { id });
         let is = self.thing(subject).unwrap_or_default();
         if is.grant.is_none() || !is.staged || is.shown[0].is_none() {
             self.fail(&format!("{is:?} cannot be brought to use"));
@@ -87,7 +85,7 @@ impl World {
 
     /// Takes a name away with all that was made of it.
     fn remove(&mut self, subject: usize) {
-        let Some(id) = self.make(subject) else { return };
+        let Some(id) = self.told(subject) else { return };
         if self.book.subjects[subject].kind == Kind::Volume {
             for at in 0..2 {
                 self.must(subject, Op::Hide { id, at });
@@ -102,16 +100,15 @@ impl World {
         }
     }
 
-    /// Asks once more for what is there, or for something new; its id.
-    fn make(&mut self, subject: usize) -> Option<u32> {
-        let makes = &self.book.subjects[subject].makes;
-        let there = self.thing(subject);
-        let again = there.and_then(|thing| {
-            makes.values().find(|(_, op)| {
-                matches!(op, Op::Make { spec, asked, .. } if (spec, asked) == (&thing.spec, &thing.asked))
-            })
-        });
-        let op = again.or_else(|| makes.values().next()).map(|(_, op)| op.clone())?;
+    /// The id of what is there; where nobody was told it, the same is asked for once more.
+    fn told(&mut self, subject: usize) -> Option<u32> {
+        let there = self.thing(subject)?;
+        if there.id.is_some() {
+            return there.id;
+        }
+        let makes = self.book.subjects[subject].makes.values().map(|(_, op)| op);
+        let same = |op: &&Op| matches!(op, Op::Make { spec, asked, .. } if (spec, asked) == (&there.spec, &there.asked));
+        let op = makes.into_iter().find(same).cloned()?;
         self.must(subject, op);
         self.thing(subject).and_then(|thing| thing.id)
     }

@@ -111,7 +111,9 @@ impl Process {
             let response = routes.oneshot(request).await.unwrap_or_else(|never| match never {});
             let mut state = shared.lock();
             if !state.died.contains(&life) {
-                state.answers.push(Answer { number, reply: Ok(response), back, from });
+                // Who of several is woken first, the runtime draws by a lot of its own.
+                let at = state.answers.partition_point(|other| other.number < number);
+                state.answers.insert(at, Answer { number, reply: Ok(response), back, from });
             }
         });
         self.handlers.insert(number, handler.abort_handle());

@@ -34,7 +34,8 @@ const SEEDS: u64 = 20_000;
 fn schedule(seed: u64, traced: bool) -> Vec<String> {
     let _together = lagan::blocking::together();
     let mut world = World::new(seed, traced);
-    let events = 40 + world.chance.below(160);
+    // Most trouble needs few events; some needs many.
+    let events = if world.chance.once_in(8) { 200 } else { 20 + world.chance.below(80) };
     world.go_on(events);
     world.end();
     world.trace.unwrap_or_default()

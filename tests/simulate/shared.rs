@@ -180,10 +180,11 @@ impl Service<http::Request<Body>> for Way {
     }
 }
 
-/// The call that a request belongs to which a router passes on.
+/// The call that a request belongs to which a router passes on; none where the router asks for itself, under a trace of its own.
 fn call_of(request: &http::Request<Body>) -> Option<u32> {
     let header = request.headers().get("traceparent")?.to_str().ok()?;
-    u32::from_str_radix(header.split('-').nth(1)?.get(24..)?, 16).ok()
+    let trace = u128::from_str_radix(header.split('-').nth(1)?, 16).ok()?;
+    u32::try_from(trace).ok()
 }
 
 /// What a caller is told by its own side where an answer does not come.
