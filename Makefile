@@ -51,6 +51,7 @@ unit: ## Tests that need no root: values, logic, the whole API over a modelled k
 	cargo test --locked --lib
 	cargo test --locked --doc
 	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy --test fuzz --test simulate
+	cargo run --locked --example locks
 
 simulate: ## Schedules of a modelled cluster, drawn by lot, against a reference: SEEDS=200000, FROM=20000; SEED=7 shows one of them
 	SEEDS="$(SEEDS)" FROM="$(FROM)" SEED="$(SEED)" cargo test --locked --test simulate -- --nocapture

@@ -3,9 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
 };
 
+use super::sync::Mutex;
 use crate::id::{GroupId, SnapshotId, VolumeId};
 
 /// What a lock is on. Names are locked while an object is made, since it has no id yet.

@@ -26,6 +26,7 @@ mod index;
 pub mod locks;
 mod plan;
 pub mod snapshots;
+mod sync;
 pub mod volumes;
 pub mod work;
 

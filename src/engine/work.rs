@@ -16,13 +16,14 @@
 use std::{
     any::Any,
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, watch};
-
-use super::locks::{Guard, Key, Locks, Mode};
+use super::{
+    locks::{Guard, Key, Locks, Mode},
+    sync::{Mutex, MutexGuard, Notify, watch},
+};
 use crate::{
     blocking::detach,
     bytes::Bytes,
