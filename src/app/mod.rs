@@ -222,7 +222,9 @@ fn keep_private() -> Result<()> {
     process::umask(FileMode::RWXG | FileMode::RWXO);
     let no_core = process::Rlimit { current: Some(0), maximum: Some(0) };
     // Lowering a limit is always allowed.
-    process::setrlimit(process::Resource::Core, no_core).doing(|| "forbid core files")
+    process::setrlimit(process::Resource::Core, no_core).doing(|| "forbid core files")?;
+    // A kernel that hands cores to a program heeds no limit, but this.
+    process::set_dumpable_behavior(process::DumpableBehavior::NotDumpable).doing(|| "forbid dumps")
 }
 
 /// Lets every connection that we take have its descriptor, and work have some beside. More is not asked for: some programs

@@ -8,6 +8,7 @@ mod bench;
 #[expect(dead_code, reason = "what failed is kept and read by those who have millions")]
 #[path = "../fuzz/calls.rs"]
 mod calls;
+mod canaries;
 mod commands;
 mod copies;
 #[path = "../support/counter.rs"]
@@ -25,7 +26,6 @@ mod growth;
 mod hostile;
 mod import;
 #[path = "../support/kill.rs"]
-#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod kill;
 mod life;
 mod load;

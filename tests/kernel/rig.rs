@@ -359,8 +359,13 @@ impl Daemon {
     }
 
     /// Asks it to end, and waits; how it ended.
-    pub(crate) fn stop(mut self) -> std::process::ExitStatus {
-        kill_process(self.pid(), Signal::TERM).unwrap();
+    pub(crate) fn stop(self) -> std::process::ExitStatus {
+        self.end_by(Signal::TERM)
+    }
+
+    /// Sends it a signal that ends it, and waits; how it ended.
+    pub(crate) fn end_by(mut self, signal: Signal) -> std::process::ExitStatus {
+        kill_process(self.pid(), signal).unwrap();
         self.child.wait().unwrap()
     }
 

@@ -20,9 +20,9 @@ pub(crate) fn interfere(process: Pid, calls: &str, how: &str) -> Child {
     attach(process, &["-o", "/dev/null", "-e", &format!("trace={calls}"), "-e", &inject])
 }
 
-/// A tracer that writes these system calls of a process to a file, a line each, until the process ends.
+/// A tracer that writes these system calls of a process to a file, a line each, in full, until the process ends.
 pub(crate) fn note(process: Pid, calls: &str, file: &str) -> Child {
-    attach(process, &["-o", file, "-e", &format!("trace={calls}")])
+    attach(process, &["-v", "-s", "65536", "-o", file, "-e", &format!("trace={calls}")])
 }
 
 /// The same, with the path behind each descriptor.
