@@ -97,6 +97,10 @@ test-kubernetes: image ## Lagan in a real Kubernetes of two nodes on this machin
 	tests/kubernetes/build
 	$(SUDO) tests/kubernetes/run
 
+soak: build ## The release daemon for HOURS=1, or MINUTES: lives of volumes by the thousand and a fault every 30 seconds, as root
+	$(SUDO) unshare --mount env LAGAN="$(LAGAN)" HOURS="$(HOURS)" MINUTES="$(MINUTES)" VOLUMES="$(VOLUMES)" CALLERS="$(CALLERS)" \
+		"$$(cargo test --locked --no-run --test soak --message-format json | sed -n 's/.*"executable":"\([^"]*soak-[^"]*\)".*/\1/p' | tail -1)"
+
 fuzz: ## Hostile calls of every service and hostile bytes for every parser: REQUESTS=10000000, SEED=1
 	@.ci/prepare build
 	FUZZ_SEED=$(or $(SEED),1) FUZZ_INPUTS=$$(($(or $(REQUESTS),10000000) / 10)) FUZZ_SECONDS=20 \
