@@ -101,6 +101,10 @@ soak: build ## The release daemon for HOURS=1, or MINUTES: lives of volumes by t
 	$(SUDO) unshare --mount env LAGAN="$(LAGAN)" HOURS="$(HOURS)" MINUTES="$(MINUTES)" VOLUMES="$(VOLUMES)" CALLERS="$(CALLERS)" \
 		"$$(cargo test --locked --no-run --test soak --message-format json | sed -n 's/.*"executable":"\([^"]*soak-[^"]*\)".*/\1/p' | tail -1)"
 
+mutants: ## Break the driver on purpose, once for each patch of tests/mutants: a test must see it: ONLY="locks-*"
+	@.ci/prepare build test
+	tests/mutants/run $(ONLY)
+
 fuzz: ## Hostile calls of every service and hostile bytes for every parser: REQUESTS=10000000, SEED=1
 	@.ci/prepare build
 	FUZZ_SEED=$(or $(SEED),1) FUZZ_INPUTS=$$(($(or $(REQUESTS),10000000) / 10)) FUZZ_SECONDS=20 \
