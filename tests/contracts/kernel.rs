@@ -169,7 +169,11 @@ async fn what_a_program_uses_stays_mounted_and_keeps_its_device() {
         // Whoever has the device open keeps it, mounted or not.
         let held = rig.pool.hold(volume.id, device.number).await.unwrap();
         kernel.unmount(&rig.at("shown")).unwrap();
-        assert_eq!(rig.pool.attached(volume.id).await.unwrap(), std::slice::from_ref(&held.attached), "{kind}");
+        assert_eq!(
+            rig.pool.attached(volume.id).await.unwrap(),
+            std::slice::from_ref(&held.attached),
+            "{kind}"
+        );
         assert_eq!(rig.pool.detach(volume.id, None).await.unwrap(), Detached::StillUsed, "{kind}");
         drop(held);
         rig.until_detached(volume.id).await;
