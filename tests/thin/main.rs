@@ -23,6 +23,7 @@ mod guarded;
 mod guardian;
 mod import;
 #[path = "../support/kill.rs"]
+#[expect(dead_code, reason = "shared with tests that ask for more")]
 mod kill;
 mod kills;
 mod programs;
