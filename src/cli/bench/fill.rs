@@ -66,13 +66,12 @@ impl Bench<'_> {
         for _ in 0..STARTS {
             let (daemon, took) = place.start().await?;
             driver.reconnect(daemon);
-            let (once, each) = place.memory()?;
+            let memory = place.memory()?;
             let mut note = |what: &str, unit, figure| {
                 report.add((SCENARIO, &beside(what, volumes), &driver.name), unit, figure, None);
             };
             note("start to first answer", Unit::Millis, took);
-            note("memory with the minder, PSS", Unit::KiB, once);
-            note("memory with the minder, RSS", Unit::KiB, each);
+            note("memory with the minder", Unit::KiB, memory);
         }
         Ok(())
     }

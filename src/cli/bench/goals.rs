@@ -57,9 +57,9 @@ pub(super) fn judge(report: &Report, args: &BenchArgs) -> Vec<Goal> {
     let (most, others) = (args.volumes.iter().copied().max().unwrap_or_default(), args.mounts);
     let mut goals = Vec::new();
     let mut goal = |what: &str, bound, measured| goals.push(Goal { what: what.to_owned(), bound, measured });
-    let ours = |scenario: &str, what: &str| report.ours(scenario, what);
+    let ours = |scenario: &str, what: &str| report.judged(scenario, what, None);
     let ratio = |one: Option<f64>, other: Option<f64>| Some(one? / other?);
-    let floor = |name: &str| report.middle(FLOOR, name, MACHINE);
+    let floor = |name: &str| report.judged(FLOOR, name, Some(MACHINE));
     let create = ours("life", &format!("{}: create", Sort::raw(LENGTHS[0])));
     goal("raw create, against fsync of a new file", Bound::Most(1.5), ratio(create, floor(floors::FLUSH)));
     let filled = |what: &str, volumes| ours("fill", &fill::beside(what, volumes));
@@ -72,7 +72,7 @@ pub(super) fn judge(report: &Report, args: &BenchArgs) -> Vec<Goal> {
     goal("create + delete, 64 at a time, against 1", Bound::Least(5.0), ratio(pairs(64), pairs(1)));
     for length in LENGTHS {
         let what = there(Sort::ext4(length));
-        let by_hand = report.middle("life", &what, HAND);
+        let by_hand = report.judged("life", &what, Some(HAND));
         goal(
             &format!("{what}, times faster than by hand"),
             Bound::Least(15.0),
@@ -94,16 +94,12 @@ pub(super) fn judge(report: &Report, args: &BenchArgs) -> Vec<Goal> {
         );
     }
     for (pattern, percent) in [(PATTERNS[0], 95.0), (PATTERNS[4], 98.0), (PATTERNS[5], 98.0)] {
-        let (volume, file) = (ours("data", pattern.name), report.middle("data", pattern.name, MACHINE));
+        let (volume, file) = (ours("data", pattern.name), report.judged("data", pattern.name, Some(MACHINE)));
         let share = ratio(volume, file).map(|share| share * 100.0);
         goal(&format!("{}, per cent of a bare file", pattern.name), Bound::Least(percent), share);
     }
-    let memory = |volumes| filled("memory with the minder, PSS", volumes);
-    goal(
-        "memory with 1 volume and the minder (PSS), MiB",
-        Bound::Most(8.0),
-        memory(1).map(|kib| kib / 1024.0),
-    );
+    let memory = |volumes| filled("memory with the minder", volumes);
+    goal("memory with 1 volume and the minder, MiB", Bound::Most(8.0), memory(1).map(|kib| kib / 1024.0));
     #[expect(clippy::cast_precision_loss, reason = "it is a few thousand")]
     let each = memory(most).zip(memory(1)).map(|(many, one)| (many - one) / most as f64);
     goal("memory for each volume, KiB", Bound::Most(1.0), each);
@@ -112,10 +108,10 @@ pub(super) fn judge(report: &Report, args: &BenchArgs) -> Vec<Goal> {
         Bound::Most(50.0),
         filled("start to first answer", most),
     );
-    let null = report.middle("rpc", PROBES, MACHINE);
+    let null = report.judged("rpc", PROBES, Some(MACHINE));
     goal("Probe, 16 at a time, against a null server", Bound::Least(0.8), ratio(ours("rpc", PROBES), null));
     for (peer, _) in &args.null {
-        let theirs = report.middle("rpc", PROBES, peer);
+        let theirs = report.judged("rpc", PROBES, Some(peer));
         goal(
             &format!("Probe, 16 at a time, against {peer}"),
             Bound::Least(1.5),
@@ -131,9 +127,9 @@ fn copies(report: &Report, long: Bytes, goal: &mut impl FnMut(&str, Bound, Optio
     for raw in [true, false] {
         let sort = |size| if raw { Sort::raw(size) } else { Sort::ext4(size) };
         for kind in ["snapshot", "restore", "clone"] {
-            let flushes = report.ours("snapshot", &format!("{}: flushes of a {kind}", sort(SHORT)));
+            let flushes = report.judged("snapshot", &format!("{}: flushes of a {kind}", sort(SHORT)), None);
             goal(&format!("flushes of a {kind} of {}", sort(SHORT)), Bound::Most(2.0), flushes);
-            let of = |size| report.ours("snapshot", &snapshot::copy(sort(size), kind));
+            let of = |size| report.judged("snapshot", &snapshot::copy(sort(size), kind), None);
             let ratio = of(long).zip(of(SHORT)).map(|(long, short)| long / short);
             goal(&format!("{kind} of {}, against {SHORT}", sort(long)), Bound::Most(1.1), ratio);
         }

@@ -130,17 +130,14 @@ impl Place {
         child.wait().doing(|| "stop the driver").map(drop)
     }
 
-    /// Memory of the driver and of its minder, in KiB: with what they share counted once, and as each process has it.
-    pub(super) fn memory(&self) -> Result<(f64, f64)> {
+    /// Memory of the driver and of its minder in KiB, with the pages of the program, which both have, counted once.
+    pub(super) fn memory(&self) -> Result<f64> {
         let id = self.child.as_ref().map(Child::id).unwrap_or_default();
         let children = format!("/proc/{id}/task/{id}/children");
         let children = fs::read_to_string(&children).doing(|| format!("read {children}"))?;
-        let (mut once, mut each) = memory_of(&id.to_string())?;
-        for child in children.split_whitespace() {
-            let (its_once, its_each) = memory_of(child)?;
-            (once, each) = (once + its_once, each + its_each);
-        }
-        Ok((once, each))
+        let minders: Result<Vec<f64>> =
+            children.split_whitespace().map(|child| memory_of(child, "Anonymous:")).collect();
+        Ok(memory_of(&id.to_string(), "Rss:")? + minders?.into_iter().sum::<f64>())
     }
 
     /// One number of what it shows over HTTP.
@@ -165,14 +162,11 @@ impl Drop for Place {
     }
 }
 
-/// What a process has of memory that it may share (PSS), and all of it (RSS), in KiB.
-fn memory_of(process: &str) -> Result<(f64, f64)> {
+/// So much memory of a kind a process has, in KiB.
+fn memory_of(process: &str, kind: &str) -> Result<f64> {
     let path = format!("/proc/{process}/smaps_rollup");
     let text = fs::read_to_string(&path).doing(|| format!("read {path}"))?;
-    let figure = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        let value = line.and_then(|line| line.split_whitespace().next()).and_then(|value| value.parse().ok());
-        value.ok_or_else(|| Error::new(ErrorKind::Broken, format!("{path} shows no {name}")))
-    };
-    Ok((figure("Pss:")?, figure("Rss:")?))
+    let line = text.lines().find_map(|line| line.strip_prefix(kind));
+    let value = line.and_then(|line| line.split_whitespace().next()).and_then(|value| value.parse().ok());
+    value.ok_or_else(|| Error::new(ErrorKind::Broken, format!("{path} shows no {kind}")))
 }

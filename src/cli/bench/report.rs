@@ -130,6 +130,13 @@ impl Report {
         self.rows.iter().find(same).map(|row| row.percentile(50))
     }
 
+    /// What a goal is held against: the middle, and in a noisy run the best, which the noise spoils least.
+    pub(super) fn judged(&self, scenario: &str, what: &str, who: Option<&str>) -> Option<f64> {
+        let who = who.unwrap_or(&self.ours);
+        let same = |row: &&Row| row.scenario == scenario && row.what == what && row.who == who;
+        self.rows.iter().find(same).map(|row| if self.noisy() { row.best() } else { row.percentile(50) })
+    }
+
     /// The middle for the driver that is measured.
     pub(super) fn ours(&self, scenario: &str, what: &str) -> Option<f64> {
         self.middle(scenario, what, &self.ours)
