@@ -53,8 +53,9 @@ unit: ## Tests that need no root: values, logic, the whole API over a modelled k
 	cargo test --locked --test api --test architecture --test proto --test cli --test cluster --test kubelet --test deploy --test fuzz --test simulate
 	cargo run --locked --example locks
 
-simulate: ## Schedules of a modelled cluster, drawn by lot, against a reference: SEEDS=200000, FROM=20000; SEED=7 shows one of them
-	SEEDS="$(SEEDS)" FROM="$(FROM)" SEED="$(SEED)" cargo test --locked --test simulate -- --nocapture
+# More than the usual number is worth a build that takes longer and runs quicker.
+simulate: ## Schedules of a modelled cluster, drawn by lot, against a reference: SEEDS=200000 FROM=20000; SEED=7 shows one of them
+	SEEDS="$(SEEDS)" FROM="$(FROM)" SEED="$(SEED)" cargo test --locked $(if $(SEEDS),--profile fuzz) --test simulate -- --nocapture $(if $(SEED),schedules)
 
 # What the tests read lies outside their module, where a cached result would not see a change. vet would also look into all of
 # Kubernetes below them, for minutes.

@@ -60,6 +60,8 @@ pub(crate) struct Flight {
     pub(crate) call: Call,
     pub(crate) to: Place,
     pub(crate) began: u64,
+    /// Since when trouble excuses it: it may join the same call that came before it.
+    pub(crate) excused: u64,
     /// Nothing else was on its way at any time since it began.
     pub(crate) alone: bool,
     pub(crate) packet: Option<u32>,
@@ -73,7 +75,7 @@ pub(crate) struct Book {
     pub(crate) known: Vec<Known>,
     pub(crate) flights: BTreeMap<u32, Flight>,
     /// Calls of which something may still be on its way.
-    sent: BTreeMap<u32, (usize, Op)>,
+    sent: BTreeMap<u32, (usize, Op, u64)>,
     /// Ids that somebody has asked to delete.
     pub(crate) deleted: BTreeSet<u32>,
     heard: Heard,
@@ -130,10 +132,12 @@ impl Book {
     pub(crate) fn begin(&mut self, number: u32, mut flight: Flight, shared: &Shared, callers: &Runtime) {
         flight.alone = self.flights.is_empty() && self.sent.is_empty();
         self.flights.values_mut().for_each(|other| other.alone = false);
+        let same = self.sent.values().filter(|(of, op, _)| (*of, op) == (flight.subject, &flight.op));
+        flight.excused = same.map(|(.., began)| *began).min().unwrap_or(flight.began).min(flight.began);
         let subject = &mut self.subjects[flight.subject];
         match &flight.op {
             Op::Make { spec, .. } => {
-                let idle = !self.sent.values().any(|(of, op)| *of == flight.subject && op.makes());
+                let idle = !self.sent.values().any(|(of, op, _)| *of == flight.subject && op.makes());
                 if idle && subject.model.things().all(|thing| thing.is_none()) {
                     subject.making_since = flight.began;
                 }
@@ -145,7 +149,7 @@ impl Book {
             _ => {}
         }
         subject.model.sent(number, flight.op.clone(), &self.deleted);
-        self.sent.insert(number, (flight.subject, flight.op.clone()));
+        self.sent.insert(number, (flight.subject, flight.op.clone(), flight.excused));
         let way = Way { shared: shared.clone(), to: flight.to, call: Some(number), from: None };
         let (heard, call) = (Arc::clone(&self.heard), flight.call.clone());
         let task = callers.spawn(async move {
@@ -165,9 +169,9 @@ impl Book {
 
     /// A call will be carried out a second time, of which nobody hears.
     pub(crate) fn doubled(&mut self, call: u32, second: u32) {
-        if let Some((subject, op)) = self.sent.get(&call).cloned() {
+        if let Some((subject, op, began)) = self.sent.get(&call).cloned() {
             self.subjects[subject].model.sent(second, op.clone(), &self.deleted);
-            self.sent.insert(second, (subject, op));
+            self.sent.insert(second, (subject, op, began));
         }
         self.flights.values_mut().for_each(|flight| flight.alone = false);
     }
@@ -197,8 +201,8 @@ impl Book {
         now: u64,
     ) -> Option<String> {
         let flight = self.flights.remove(&number)?;
-        let troubled = self.trouble >= flight.began;
-        let busy = self.busy || self.last_busy >= flight.began;
+        let troubled = self.trouble >= flight.excused;
+        let busy = self.busy || self.last_busy >= flight.excused;
         let (possible, why) = match answer {
             Ok(said) => {
                 if let Some(wrong) = self.learn(&flight, &said, machines, now) {

@@ -25,13 +25,23 @@ impl Book {
             Kind::Group => self.invent_for_group(chance, subject)?,
         };
         let to = self.place_for(&call, subject, routers, chance);
-        Some(Flight { subject, op, call, to, began: now, alone: true, packet: None, abort: None })
+        Some(Flight {
+            subject,
+            op,
+            call,
+            to,
+            began: now,
+            excused: now,
+            alone: true,
+            packet: None,
+            abort: None,
+        })
     }
 
     /// A call as a caller would make it that is decided already.
     pub(crate) fn flight(&self, subject: usize, call: Call, op: Op, routers: usize, now: u64) -> Flight {
         let to = self.place_for(&call, subject, routers, &mut Chance::new(now));
-        Flight { subject, op, call, to, began: now, alone: true, packet: None, abort: None }
+        Flight { subject, op, call, to, began: now, excused: now, alone: true, packet: None, abort: None }
     }
 
     fn place_for(&self, call: &Call, subject: usize, routers: usize, chance: &mut Chance) -> Place {
