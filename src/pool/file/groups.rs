@@ -219,7 +219,8 @@ impl Inner {
         let Some(entry) = self.store.group(id)? else { return Ok(()) };
         let entry = Entry { stage: Stage::Removing, ..entry };
         self.store.rewrite_as(&self.store.open_group(id)?, &entry.encode()?)?;
-        self.store.remove_group(&entry.group)
+        // From here on it is hidden, and its end only a matter of time.
+        self.store.remove_group(&entry.group).map_err(Error::half_done)
     }
 
     /// Removes groups that were begun to be made, and those that were begun to be removed.
