@@ -66,11 +66,20 @@ manifest: ## Make deploy/kubernetes/lagan.yaml from the chart
 	cd deploy/kubernetes/check && go run . >../lagan.yaml.new && mv ../lagan.yaml.new ../lagan.yaml
 
 kernel: ## Tests on real loop devices and filesystems, and the calls of each orchestrator replayed, as root
-	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel --test replays
+	cargo test $(AS_ROOT) --locked --test superblock --test contracts --test kernel --test replays --test faults
+
+faults: ## Each error at each system call, SIGKILL before and after each, and two faults at once, as root: SEED=1 COUNT=3000 OPERATIONS="stage hide"
+	@.ci/prepare build test
+	FAULTS=all cargo test $(AS_ROOT) --locked --test faults -- --nocapture --skip torture::
+
+torture: build ## SIGKILL of the release build without end under eight callers, beside a neighbour that verifies, as root: MINUTES=10 SEED=1
+	@.ci/prepare test bench
+	LAGAN=$(CURDIR)/$(LAGAN) FOR_SECONDS=$$((60 * $(or $(MINUTES),10))) cargo test $(AS_ROOT) --locked --test faults torture:: -- --nocapture
 
 sanity: sanity-programs ## The real csi-sanity, twelve runs, four of them through a router, as root
 	cargo build --release --locked
 	$(SUDO) csi-sanity/run
+	LAGAN=$(CURDIR)/$(LAGAN) cargo test --locked --test faults binary::
 
 sanity-programs:
 	cd csi-sanity && go build -o ../target/ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity

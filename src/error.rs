@@ -88,6 +88,16 @@ impl Error {
         self
     }
 
+    /// The same failure after something was changed that stays changed: a kind that says nothing happened, or that all was
+    /// undone, would be a lie.
+    #[must_use]
+    pub fn half_done(self) -> Self {
+        match self.kind {
+            ErrorKind::InUse | ErrorKind::Busy | ErrorKind::Unavailable | ErrorKind::Unsettled => self,
+            _ => self.as_kind(ErrorKind::Unsettled),
+        }
+    }
+
     /// Adds the cause.
     #[must_use]
     pub fn because(mut self, cause: impl StdError + Send + Sync + 'static) -> Self {
@@ -115,16 +125,22 @@ pub fn innermost(error: &dyn StdError) -> String {
 #[must_use]
 pub fn kind_of(cause: &io::Error) -> ErrorKind {
     match Errno::from_io_error(cause) {
-        Some(Errno::NOSPC | Errno::DQUOT | Errno::NFILE | Errno::MFILE | Errno::NOMEM) => ErrorKind::NoSpace,
+        Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::NoSpace,
         Some(Errno::ROFS | Errno::IO | Errno::NODEV | Errno::NXIO | Errno::STALE | Errno::NOTCONN) => {
             ErrorKind::Unavailable
         }
+        // We are short of something, not the pool: it passes, and says nothing of what was done before it.
+        Some(Errno::NFILE | Errno::MFILE | Errno::NOMEM) => ErrorKind::Unavailable,
         Some(Errno::BUSY | Errno::TXTBSY) => ErrorKind::InUse,
         Some(Errno::AGAIN | Errno::INTR) => ErrorKind::Busy,
         Some(Errno::TIMEDOUT) => ErrorKind::Unsettled,
         Some(Errno::FBIG) => ErrorKind::OutOfRange,
         // A link where none is followed, or a name that no filesystem takes: only a path that was asked for has them.
         Some(Errno::LOOP | Errno::NAMETOOLONG) => ErrorKind::Invalid,
+        // What was read cannot be what is there.
+        None if matches!(cause.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+            ErrorKind::Unavailable
+        }
         _ => ErrorKind::Broken,
     }
 }

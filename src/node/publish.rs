@@ -1,12 +1,14 @@
 //! Publish and unpublish: a staged volume shown at the path of one workload.
 
+use std::sync::Arc;
+
 use super::{Found, Node, check_access, label, not_made, options};
 use crate::{
     capability::{Access, AccessMode, Capability},
     error::{Doing, Error, ErrorKind, Result},
     filesystem::Filesystem,
     id::VolumeId,
-    pool::{Attach, Attached, Held, Sharing},
+    pool::{Attach, Attached, Held, Pool, Sharing},
     sys::{
         kernel::{Attributes, Mount, Seen},
         target::Target,
@@ -145,6 +147,8 @@ impl Node {
             kernel.bind_device(&held.attached.device, &target).doing(|| format!("publish at {target}"))
         })
         .await
+        // A face that was made stays; the next try uses it, and an unpublish takes it away.
+        .map_err(|error| if read_only { error.half_done() } else { error })
     }
 
     /// A second device on the volume that refuses writes: a read-only bind of a device node would not.
@@ -177,12 +181,13 @@ impl Node {
         };
         let target = self.locate(path)?;
         let numbers = super::numbers(&attached);
-        let mut was_read_only = None;
+        let (mut was_read_only, mut unmounted) = (None, false);
+        let so_far = |error: Error, unmounted| if unmounted { error.half_done() } else { error };
         for _layer in 0..16 {
-            let mount = match self.look(&target).await? {
+            let mount = match self.look(&target).await.map_err(|error| so_far(error, unmounted))? {
                 Seen::Missing => break,
                 Seen::Directory | Seen::File => {
-                    self.remove(&target).await?;
+                    self.remove(&target).await.map_err(|error| so_far(error, unmounted))?;
                     break;
                 }
                 Seen::Mount(mount) => mount,
@@ -196,12 +201,13 @@ impl Node {
                 break;
             }
             let at = target.clone();
-            let unmounted =
-                self.ask(move |kernel| kernel.unmount(&at).doing(|| format!("unmount {at}"))).await;
-            if let Err(error) = unmounted {
+            let gone = self.ask(move |kernel| kernel.unmount(&at).doing(|| format!("unmount {at}"))).await;
+            if let Err(error) = gone {
                 let busy = error.kind() == ErrorKind::InUse;
-                return Err(if busy { self.in_use(id, vec![mount.device]).await } else { error });
+                let error = if busy { self.in_use(id, vec![mount.device]).await } else { error };
+                return Err(so_far(error, unmounted));
             }
+            unmounted = true;
             was_read_only = attached.iter().find(|attached| {
                 attached.device.number == mount.device && attached.label == label::READ_ONLY
             });
@@ -209,9 +215,16 @@ impl Node {
         // The read-only face goes with its last publish; the device itself belongs to the stage.
         if let Some(pool) = &pool
             && let Some(face) = was_read_only.or_else(|| leftover_face(&attached))
-            && self.mounts_of(vec![face.device.number]).await?.is_empty()
         {
-            self.detach(pool, id, Some(face.device.number)).await?;
+            self.detach_if_unmounted(pool, id, face).await.map_err(Error::half_done)?;
+        }
+        Ok(())
+    }
+
+    async fn detach_if_unmounted(&self, pool: &Arc<dyn Pool>, id: VolumeId, face: &Attached) -> Result<()> {
+        let device = face.device.number;
+        if self.mounts_of(vec![device]).await?.is_empty() {
+            self.detach(pool, id, Some(device)).await?;
         }
         Ok(())
     }

@@ -1,12 +1,14 @@
 //! Stage and unstage: a volume's device and, for a filesystem, its one mount on this node.
 
+use std::sync::Arc;
+
 use super::{Found, Node, check_access, label, not_made, options, options::MountOptions};
 use crate::{
     capability::{Access, Capability},
     error::{Doing, Error, ErrorKind, Result, kind_of},
     filesystem::Filesystem,
     id::VolumeId,
-    pool::{Attach, Held, Sharing},
+    pool::{Attach, Held, Pool, Sharing},
     sys::{
         device::{Device, DeviceNumber},
         kernel::{Attributes, FilesystemMount, Kernel, Mount, MountError, STAGING, Seen},
@@ -146,12 +148,29 @@ impl Node {
         let numbers = super::numbers(&attached);
         let mounts = self.mounts_of(numbers.clone()).await?;
         if let Some(published) = mounts.iter().find(|mount| !mount.staging) {
-            let what = format!("volume {id} is still published at {}", published.at);
-            return Err(Error::new(ErrorKind::InUse, what));
+            return Err(still_published(id, &published.at));
         }
         self.unmount_staged(id, &at, &numbers).await?;
         // Staged at a second path as well (Nomad does it): the device stays for that one.
-        if self.mounts_of(numbers).await?.is_empty() { self.detach(&pool, id, None).await } else { Ok(()) }
+        self.detach_unless_mounted(&pool, id, numbers).await.map(drop).map_err(Error::half_done)
+    }
+
+    /// Takes the devices of a volume away, unless it is still staged: whether they went. It is looked at the table of mounts
+    /// again: whoever it left out, or who has come since, would be left with a device that is nobody's, or soon another one's.
+    async fn detach_unless_mounted(
+        &self,
+        pool: &Arc<dyn Pool>,
+        id: VolumeId,
+        numbers: Vec<DeviceNumber>,
+    ) -> Result<bool> {
+        let left = self.mounts_of(numbers).await?;
+        if let Some(published) = left.iter().find(|mount| !mount.staging) {
+            return Err(still_published(id, &published.at));
+        }
+        if left.is_empty() {
+            self.detach(pool, id, None).await?;
+        }
+        Ok(left.is_empty())
     }
 
     /// A forgotten pool cannot say which devices were its own: what is mounted is left to the operator.
@@ -166,15 +185,17 @@ impl Node {
 
     async fn unmount_staged(&self, id: VolumeId, at: &Target, numbers: &[DeviceNumber]) -> Result<()> {
         // Mounts may lie upon one another at one path; more than a few are somebody's mistake.
-        for _layer in 0..16 {
-            match self.look(at).await? {
+        for layer in 0..16 {
+            let so_far = |error: Error| if layer > 0 { error.half_done() } else { error };
+            match self.look(at).await.map_err(so_far)? {
                 Seen::Mount(mount) if numbers.contains(&mount.device) => {
                     let at = at.clone();
                     let unmount =
                         move |kernel: &dyn Kernel| kernel.unmount(&at).doing(|| format!("unmount {at}"));
                     if let Err(error) = self.ask(unmount).await {
                         let busy = error.kind() == ErrorKind::InUse;
-                        return Err(if busy { self.in_use(id, numbers.to_vec()).await } else { error });
+                        let error = if busy { self.in_use(id, numbers.to_vec()).await } else { error };
+                        return Err(so_far(error));
                     }
                 }
                 Seen::Missing | Seen::Directory | Seen::File | Seen::Mount(_) => return Ok(()),
@@ -197,13 +218,15 @@ impl Node {
         let numbers = super::numbers(&attached);
         let mounts = self.mounts_of(numbers.clone()).await?;
         if let Some(published) = mounts.iter().find(|mount| !mount.staging) {
-            let what = format!("volume {id} is published at {}", published.at);
-            return Err(Error::new(ErrorKind::InUse, what));
+            return Err(still_published(id, &published.at));
         }
         for stage in mounts {
-            self.unmount_staged(id, &stage.at, &numbers).await?;
+            self.unmount_staged(id, &stage.at, &numbers).await.map_err(Error::half_done)?;
         }
-        self.detach(&pool, id, None).await
+        if self.detach_unless_mounted(&pool, id, numbers.clone()).await.map_err(Error::half_done)? {
+            return Ok(());
+        }
+        Err(self.in_use(id, numbers).await)
     }
 
     /// The devices of a volume are as long as the volume is now, and its filesystem fills its device.
@@ -289,7 +312,8 @@ fn mount_staged(
 
 fn grow(kernel: &dyn Kernel, filesystem: Filesystem, device: &Device, at: &Target) -> Result<()> {
     kernel.grow(filesystem, device, at).map(drop).map_err(|error| {
-        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        // Said by `sys::grow` itself; what the system denies it denies for another reason.
+        let denied = error.kind() == std::io::ErrorKind::PermissionDenied && error.raw_os_error().is_none();
         let failed = Error::io(format!("grow the {filesystem} mounted at {at}"), error);
         if denied { failed.as_kind(ErrorKind::InUse) } else { failed }
     })
@@ -297,7 +321,8 @@ fn grow(kernel: &dyn Kernel, filesystem: Filesystem, device: &Device, at: &Targe
 
 /// What a failed mount means to the caller: a flag that this kernel does not take is the request's fault.
 fn mount_failed(error: MountError, at: &Target) -> Error {
-    let kind = if error.step.starts_with("set mount option") {
+    let not_taken = error.error.kind() == std::io::ErrorKind::InvalidInput;
+    let kind = if error.step.starts_with("set mount option") && not_taken {
         ErrorKind::Invalid
     } else if error.error.kind() == std::io::ErrorKind::NotFound {
         ErrorKind::Unavailable
@@ -305,6 +330,10 @@ fn mount_failed(error: MountError, at: &Target) -> Error {
         kind_of(&error.error)
     };
     Error::new(kind, format!("stage at {at}")).because(error)
+}
+
+fn still_published(id: VolumeId, at: &Target) -> Error {
+    Error::new(ErrorKind::InUse, format!("volume {id} is still published at {at}"))
 }
 
 fn occupied(found: &Found, at: &Target, mount: Mount) -> Error {

@@ -8,11 +8,12 @@ use std::{
 };
 
 use crate::{
-    error::{ErrorKind, Result},
+    bytes::Bytes,
+    error::{Doing, Error, ErrorKind, Result},
     filesystem::Filesystem,
     sys::{
         cmd::{Commands, Tool},
-        superblock::mkfs_arguments,
+        superblock::{self, Contents, mkfs_arguments},
     },
 };
 
@@ -26,12 +27,19 @@ pub const fn maker(filesystem: Filesystem) -> Tool {
     }
 }
 
-/// Makes a filesystem that fills `image`.
+/// Makes a filesystem that fills `image`, which is `size` long. A tool is not believed: a volume without the filesystem that
+/// its record names could never be used, and no later step may make one.
 ///
 /// # Errors
 /// `Unavailable` where the tool is missing, `Unsettled` where it takes longer than `patience` (it is killed then:
-/// nobody knows the image yet), `NoSpace` or `Broken` where it fails.
-pub fn make(image: &File, filesystem: Filesystem, commands: &Commands, patience: Duration) -> Result<()> {
+/// nobody knows the image yet), `NoSpace` or `Broken` where it fails, or says that it did what it did not.
+pub fn make(
+    image: &File,
+    size: Bytes,
+    filesystem: Filesystem,
+    commands: &Commands,
+    patience: Duration,
+) -> Result<()> {
     let path = path_of(image);
     let mut arguments = mkfs_arguments(filesystem).to_vec();
     arguments.push(&path);
@@ -42,7 +50,13 @@ pub fn make(image: &File, filesystem: Filesystem, commands: &Commands, patience:
         }
         error
     })?;
-    Ok(())
+    match superblock::probe(image, size).doing(|| format!("look at the new {filesystem}"))? {
+        Contents::Filesystem(found) if found.filesystem == filesystem => Ok(()),
+        found => {
+            let what = format!("{} ended well, and has made no {filesystem}: {found:?}", maker(filesystem));
+            Err(Error::new(ErrorKind::Broken, what))
+        }
+    }
 }
 
 /// Checks a filesystem without changing it.

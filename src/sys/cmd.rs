@@ -191,8 +191,12 @@ impl Commands {
         let (mut child, pipe) = spawn(&found.path, arguments).map_err(start)?;
         match wait(&mut child, pipe, patience) {
             Ok(Some(finished)) => Ok(finished),
-            Ok(None) => Err(abandon(child, tool, patience, then)),
-            Err(error) => Err(Error::io(format!("wait for {tool}"), error).as_kind(ErrorKind::Unsettled)),
+            Ok(None) => {
+                let what = format!("{tool} was not done within {}", humantime::format_duration(patience));
+                Err(abandon(child, then, Error::new(ErrorKind::Unsettled, what)))
+            }
+            // What becomes of it is not seen any more. Left alone it would go on, and stay when it has ended.
+            Err(error) => Err(abandon(child, then, Error::io(format!("wait for {tool}"), error).half_done())),
         }
     }
 
@@ -265,11 +269,9 @@ fn wait(child: &mut Child, mut pipe: PipeReader, patience: Duration) -> io::Resu
     }
 }
 
-/// Stops waiting. A thread of its own collects the process when it ends, which a process that hangs in the kernel
-/// may not do for long, killed or not.
-fn abandon(mut child: Child, tool: Tool, patience: Duration, then: AfterDeadline) -> Error {
-    let what = format!("{tool} was not done within {}", humantime::format_duration(patience));
-    let error = Error::new(ErrorKind::Unsettled, what);
+/// Stops waiting, for this reason. A thread of its own collects the process when it ends, which a process that hangs in the
+/// kernel may not do for long, killed or not.
+fn abandon(mut child: Child, then: AfterDeadline, error: Error) -> Error {
     let killed = if then == AfterDeadline::Kill { child.kill() } else { Ok(()) };
     std::thread::spawn(move || child.wait());
     match killed {

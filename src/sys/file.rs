@@ -88,11 +88,24 @@ impl Directory {
     /// Gives an unnamed file its name. The name is durable after a flush of the file (ext4, xfs and btrfs commit
     /// the directory entry with it) or of the directory.
     ///
+    /// An error does not say that nothing was done: where the file has its name all the same, it is linked. The next try
+    /// would make another file under another name, and this one would be left.
+    ///
     /// # Errors
     /// Those of linkat(2): EEXIST where the name is taken.
     pub fn link(&self, file: &File, name: &str) -> io::Result<()> {
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Ok(rustix::fs::linkat(CWD, unnamed, &self.fd, name, AtFlags::SYMLINK_FOLLOW)?)
+        match rustix::fs::linkat(CWD, unnamed, &self.fd, name, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => Ok(()),
+            Err(_)
+                if self
+                    .stat(name)?
+                    .is_some_and(|named| stat(file).is_ok_and(|it| it.inode == named.inode)) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Opens the regular file `name` for reading, and for writing where `write` says so. Does not wait for a lease
@@ -123,9 +136,15 @@ impl Directory {
         let temporary = format!("{name}.new");
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mut file: File = rustix::fs::openat(&self.fd, &temporary, flags, Mode::RUSR | Mode::WUSR)?.into();
-        file.write_all(content)?;
-        file.sync_all()?;
-        rustix::fs::renameat(&self.fd, &temporary, &self.fd, name)?;
+        let mut complete = || {
+            file.write_all(content)?;
+            file.sync_all()?;
+            Ok(rustix::fs::renameat(&self.fd, &temporary, &self.fd, name)?)
+        };
+        complete().inspect_err(|_: &io::Error| {
+            // Left behind it would be overwritten by the next try, and nobody reads it.
+            self.remove_file(&temporary).unwrap_or_default();
+        })?;
         self.flush()
     }
 

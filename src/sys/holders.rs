@@ -50,7 +50,7 @@ fn mount_points(devices: &[DeviceNumber]) -> Vec<PathBuf> {
     let entries = mountinfo::read().unwrap_or_default();
     let concerned = entries
         .into_iter()
-        .filter(|entry| device_of_entry(entry).is_some_and(|(device, _)| devices.contains(&device)));
+        .filter(|entry| matches!(device_of_entry(entry), Ok(Some((device, _))) if devices.contains(&device)));
     concerned.map(|entry| entry.mount_point).collect()
 }
 

@@ -150,8 +150,15 @@ pub fn list(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<(String, Bound)>> {
     for entry in std::fs::read_dir("/sys/block")? {
         let entry = entry?;
         let Some(number) = loop_number(&entry.file_name().to_string_lossy()) else { continue };
-        // The attribute exists while the device is bound.
-        let Ok(path) = std::fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
+        let path = match std::fs::read_to_string(entry.path().join("loop/backing_file")) {
+            Ok(path) => path,
+            // The attribute exists while the device is bound; it may go while it is read.
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::NODEV)) => {
+                continue;
+            }
+            // One that cannot be asked may be the one: to pass over it would be to say that there is none.
+            Err(error) => return Err(error),
+        };
         let path = path.trim_end_matches('\n').trim_end_matches(" (deleted)");
         let name = path.rsplit('/').next().unwrap_or(path);
         if !wanted(name) {

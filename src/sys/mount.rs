@@ -272,7 +272,7 @@ impl Kernel for Linux {
         let mut found = Vec::new();
         for entry in mountinfo::read()? {
             let Some(at) = self.target_of(&entry.mount_point) else { continue };
-            if let Some((device, block)) = device_of_entry(&entry)
+            if let Some((device, block)) = device_of_entry(&entry)?
                 && devices.contains(&device)
             {
                 let staging = entry.options.iter().any(|option| option == "nosymfollow");
@@ -362,7 +362,11 @@ pub fn mounted_roots(devices: &[DeviceNumber]) -> io::Result<Vec<OwnedFd>> {
     let mut roots = Vec::new();
     let mut seen = Vec::new();
     for entry in mountinfo::read()? {
-        let Some((device, false)) = device_of_entry(&entry) else { continue };
+        // A device that is mounted itself has no root, wherever it is.
+        if entry.filesystem != "btrfs" && entry.device.major() == 0 {
+            continue;
+        }
+        let Some((device, false)) = device_of_entry(&entry)? else { continue };
         if !devices.contains(&device) || seen.contains(&device) {
             continue;
         }
@@ -434,17 +438,24 @@ fn device_under(directory: &OwnedFd) -> io::Result<DeviceNumber> {
 }
 
 /// The block device that a line of the mount table is about, and whether the device itself is what is mounted.
-pub(super) fn device_of_entry(entry: &mountinfo::Entry) -> Option<(DeviceNumber, bool)> {
-    let special = |path: &Path| {
-        let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        let block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-        block.then(|| DeviceNumber::of_special_file(&stat))
+///
+/// # Errors
+/// Those of fstatat(2): what could not be looked at may be the mount that somebody uses.
+pub(super) fn device_of_entry(entry: &mountinfo::Entry) -> io::Result<Option<(DeviceNumber, bool)>> {
+    let special = |path: &Path, itself: bool| match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => {
+            let block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+            Ok(block.then(|| (DeviceNumber::of_special_file(&stat), itself)))
+        }
+        // Gone since the table was read, or of another mount namespace.
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error.into()),
     };
     match entry.filesystem.as_str() {
-        "btrfs" => Some((special(Path::new(&entry.source))?, false)),
-        "devtmpfs" | "tmpfs" if entry.root != "/" => Some((special(&entry.mount_point)?, true)),
-        _ if entry.device.major() == 0 => None,
-        _ => Some((entry.device, false)),
+        "btrfs" => special(Path::new(&entry.source), false),
+        "devtmpfs" | "tmpfs" if entry.root != "/" => special(&entry.mount_point, true),
+        _ if entry.device.major() == 0 => Ok(None),
+        _ => Ok(Some((entry.device, false))),
     }
 }
 

@@ -30,10 +30,15 @@ pub struct Entry {
 /// Reads the table of this process.
 ///
 /// # Errors
-/// Those of reading the file; `InvalidData` where a line is not understood: a table that is half understood would
-/// let "nobody uses it" be a guess.
+/// Those of reading the file; `InvalidData` where a line is not understood, or the table is not whole: one that is half
+/// understood would let "nobody uses it" be a guess.
 pub fn read() -> io::Result<Vec<Entry>> {
-    read_of(Path::new("/proc/self"))
+    let table = read_of(Path::new("/proc/self"))?;
+    // What we run in is mounted.
+    if table.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the table of mounts is empty"));
+    }
+    Ok(table)
 }
 
 /// Reads the table of another process, by its directory under /proc.
@@ -42,6 +47,9 @@ pub(super) fn read_of(process: &Path) -> io::Result<Vec<Entry>> {
 }
 
 fn parse(table: &[u8]) -> io::Result<Vec<Entry>> {
+    if table.last().is_some_and(|last| *last != b'\n') {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the table of mounts is cut off"));
+    }
     let lines = table.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     lines
         .map(|line| {
@@ -113,6 +121,9 @@ mod tests {
             assert!(parse_line(line).is_none(), "{line:?}");
         }
         assert!(parse(b"nonsense\n").is_err());
+        let line = b"36 35 98:0 / /mnt rw shared:5 - ext3 /dev/root rw";
+        assert!(parse(line).is_err(), "it may have been cut off");
+        assert_eq!(parse(&[line, b"\n".as_slice()].concat()).unwrap().len(), 1);
     }
 
     #[test]

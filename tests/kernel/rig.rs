@@ -61,7 +61,7 @@ pub(crate) struct Ground {
     pub(crate) pool_settings: String,
     /// The program itself.
     pub(crate) program: String,
-    _machine: MutexGuard<'static, ()>,
+    _machine: Option<MutexGuard<'static, ()>>,
 }
 
 pub(crate) use crate::disk::{Disk, run, text, try_run};
@@ -74,7 +74,14 @@ impl Ground {
     /// A place with a pool of this many MiB.
     pub(crate) fn sized(kind: Kind, mib: u32) -> Self {
         let machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-        let root = tempfile::Builder::new().prefix("lagan-test-").tempdir_in("/var/tmp").unwrap().keep();
+        let mut ground = Self::within(Path::new("/var/tmp"), kind, mib);
+        ground._machine = Some(machine);
+        ground
+    }
+
+    /// The same in this directory, beside others: for a test that looks at nothing but what is its own.
+    pub(crate) fn within(directory: &Path, kind: Kind, mib: u32) -> Self {
+        let root = tempfile::Builder::new().prefix("lagan-test-").tempdir_in(directory).unwrap().keep();
         for directory in ["targets", "state"] {
             fs::create_dir(root.join(directory)).unwrap();
         }
@@ -84,8 +91,10 @@ impl Ground {
             Kind::On(filesystem) => Some(Disk::new(&root, filesystem, mib)),
         };
         let (http, settings) = ("off", String::new());
-        let program = env!("CARGO_BIN_EXE_lagan").to_owned();
-        let ground = Self { root, kind, disk, http, settings, pool_settings, program, _machine: machine };
+        // Another build of it may be asked for.
+        let built = || env!("CARGO_BIN_EXE_lagan").to_owned();
+        let program = std::env::var("LAGAN").unwrap_or_else(|_| built());
+        let ground = Self { root, kind, disk, http, settings, pool_settings, program, _machine: None };
         let (pool, size) = (text(&ground.pool()), format!("{mib}MiB"));
         let made = match kind {
             Kind::Image => ground.lagan(&["pool", "init", &pool, "--image", &size]),

@@ -67,7 +67,8 @@ impl Devices {
         }
         drop(hints);
         let attached = Attached {
-            device: device.device().doing(what)?,
+            // It is made: the next try uses it, and unstaging takes it away.
+            device: device.device().doing(what).map_err(Error::half_done)?,
             transient: how.transient,
             label: how.label.clone(),
         };
@@ -144,6 +145,21 @@ impl Devices {
         }
         self.hints().remove(&id.uuid);
         Ok(all)
+    }
+
+    /// Makes devices longer that a grow has left shorter than their volume.
+    pub(super) fn finish_growing(&self, store: &Store) -> Result<Vec<String>> {
+        let mut done = Vec::new();
+        for (uuid, attached) in all(store)? {
+            let id = VolumeId { pool: store.pool, uuid };
+            // One without a record, or with one that is damaged, is named by the listing.
+            let Ok(Some(volume)) = store.volume(id) else { continue };
+            if attached.device.size < volume.size {
+                self.refresh(store, id)?;
+                done.push(format!("made the device of volume {id} as long as it is"));
+            }
+        }
+        Ok(done)
     }
 
     /// Makes the devices of a volume as long as its file.

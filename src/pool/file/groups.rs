@@ -148,9 +148,24 @@ impl Inner {
             cut.push(Snapshot { size: stat.length, used: stat.allocated, ..part.member.clone() });
         }
         let Err(why) = self.name_all(group, &parts, &cut) else { return Ok(cut) };
-        let Err(error) = self.store.remove_group(group) else { return Err(why) };
+        if self.store.is_broken() {
+            // Whether all of it is on disk is not known. It is whole as it stands: the next start keeps or removes it by what
+            // its record says then.
+            return Err(why.half_done());
+        }
+        let Err(error) = self.undo_group(group) else { return Err(why) };
         tracing::warn!(%error, group = %group.id, "not undone; the next start does it");
         Err(why.as_kind(ErrorKind::Unsettled))
+    }
+
+    /// Removes what was made of a group. One that says that it is ready stops saying so first, or half of it would be left
+    /// under its name.
+    fn undo_group(&self, group: &Group) -> Result<()> {
+        if let Some(entry) = self.store.group(group.id)?.filter(|entry| entry.stage == Stage::Ready) {
+            let entry = Entry { stage: Stage::Removing, ..entry };
+            self.store.rewrite_as(&self.store.open_group(group.id)?, &entry.encode()?)?;
+        }
+        self.store.remove_group(group)
     }
 
     /// Gives everything its record and its name. The last step is the one that counts.
@@ -219,7 +234,8 @@ impl Inner {
         let Some(entry) = self.store.group(id)? else { return Ok(()) };
         let entry = Entry { stage: Stage::Removing, ..entry };
         self.store.rewrite_as(&self.store.open_group(id)?, &entry.encode()?)?;
-        self.store.remove_group(&entry.group)
+        // From here on it is hidden, and its end only a matter of time.
+        self.store.remove_group(&entry.group).map_err(Error::half_done)
     }
 
     /// Removes groups that were begun to be made, and those that were begun to be removed.

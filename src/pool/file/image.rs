@@ -38,7 +38,7 @@ pub(super) fn make(directory: &Directory, size: Bytes, commands: &Commands) -> R
     }
     let image = directory.create_unnamed().doing(what)?;
     rustix::fs::fallocate(&image, FallocateFlags::empty(), 0, size.get()).doing(what)?;
-    format::make(&image, Filesystem::Xfs, commands, PATIENCE)?;
+    format::make(&image, size, Filesystem::Xfs, commands, PATIENCE)?;
     directory.ensure_directory(MOUNT).doing(what)?;
     directory.link(&image, IMAGE).doing(what)?;
     image.sync_all().doing(what)?;

@@ -217,13 +217,17 @@ impl Inner {
             rustix::fs::ftruncate(&file, volume.size.get()).doing(what)?;
         }
         if let Err(error) = self.store.rewrite(&file, volume) {
-            // Not yet in the record: nobody was told of it.
-            if length < volume.size && !self.store.is_broken() {
-                rustix::fs::ftruncate(&file, length.get()).doing(what)?;
+            // Nobody was told of it while it is not in the record. The error alone does not say so.
+            let old = matches!(self.store.volume(volume.id), Ok(Some(stored)) if stored.size < volume.size);
+            if !old || self.store.is_broken() {
+                return Err(error.half_done());
+            }
+            if length < volume.size {
+                rustix::fs::ftruncate(&file, length.get()).doing(what).map_err(Error::half_done)?;
             }
             return Err(error);
         }
-        self.devices.refresh(&self.store, volume.id)
+        self.devices.refresh(&self.store, volume.id).map_err(Error::half_done)
     }
 
     fn create_snapshot(&self, snapshot: &Snapshot, progress: &Progress) -> Result<Snapshot> {
@@ -275,6 +279,7 @@ impl Inner {
         self.store.flush_all()?;
         let Survey { listing, grown } = self.store.survey()?;
         let mut done = self.finish_growing(grown)?;
+        done.extend(self.devices.finish_growing(&self.store)?);
         done.extend(self.recover_groups()?);
         done.extend(pause::recover(&self.store, |uuid| {
             let id = VolumeId { pool: self.store.pool, uuid };

@@ -78,9 +78,9 @@ pub(super) fn frozen<T>(
     let result = work();
     let in_time = match pause.end() {
         Ok(in_time) => in_time,
-        Err(_gone) => {
+        Err(error) => {
             intent.thaw_ourselves(&roots)?;
-            false
+            return Err(not_frozen(&what(), error));
         }
     };
     let result = result?;
@@ -99,7 +99,7 @@ fn not_frozen(what: &str, error: std::io::Error) -> Error {
         std::io::ErrorKind::WouldBlock => ("another one is being frozen", ErrorKind::Busy),
         std::io::ErrorKind::ResourceBusy => ("it is frozen by somebody else", ErrorKind::Busy),
         std::io::ErrorKind::TimedOut => ("a write in it did not end in time", ErrorKind::InUse),
-        _ => ("the minder is gone: restart the driver", ErrorKind::Unavailable),
+        _ => ("the minder does not answer: restart the driver where that lasts", ErrorKind::Unavailable),
     };
     Error::io(format!("{what}: {reason}"), error).as_kind(kind)
 }

@@ -50,7 +50,7 @@ impl Inner {
             }
         }
         rustix::fs::ftruncate(file, size.get()).doing(|| "set the length of the new file")?;
-        format::make(file, filesystem, &self.commands, PATIENCE)?;
+        format::make(file, size, filesystem, &self.commands, PATIENCE)?;
         file::drop_preallocation(file).doing(|| "give back what the new filesystem does not hold")?;
         if self.templates.limit > 0
             && self.templates.asked_before(&name)
@@ -90,8 +90,12 @@ impl Inner {
         // On disk before it has a name: a template that lost its blocks in a power cut would be copied for ever.
         template.sync_all().doing(what)?;
         match directory.link(&template, name) {
-            // Another call was faster with the same one.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                // Another call was faster with the same one; or it was to be removed once, and could not be.
+                if self.templates.touch(name) {
+                    return Ok(());
+                }
+            }
             other => other.doing(what)?,
         }
         for surplus in self.templates.add(name) {

@@ -181,7 +181,7 @@ impl Inner {
         if from_template {
             self.make_own(work.file()?, volume.size)?;
         } else if volume.source.is_none() {
-            format::make(work.file()?, filesystem, &self.commands, PATIENCE)?;
+            format::make(work.file()?, volume.size, filesystem, &self.commands, PATIENCE)?;
         } else {
             identity::renew(work.file()?, filesystem, volume.size, || {
                 identity::replay(&work.device(volume.size)?, filesystem)?;

@@ -28,9 +28,10 @@ mod process;
 
 /// Filesystems in one pause.
 const PAUSE_LIMIT: usize = 64;
-/// A request: what to do, and for how long a pause may last, in milliseconds; then the names of devices to suspend, each
-/// with a closing zero. Filesystems come as descriptors, and where there are devices one of device-mapper's door last.
-const HEAD: usize = 9;
+/// A request: its number, what to do, and for how long a pause may last, in milliseconds; then the names of devices to
+/// suspend, each with a closing zero. Filesystems come as descriptors, and where there are devices one of device-mapper's
+/// door last.
+const HEAD: usize = 13;
 /// Longest request.
 const REQUEST: usize = HEAD + PAUSE_LIMIT * 128;
 /// Freeze what comes with the request.
@@ -38,8 +39,9 @@ const FREEZE: u8 = 1;
 /// Thaw it.
 const THAW: u8 = 2;
 
-/// An answer: one of these, and an error number.
-const ANSWER: usize = 2;
+/// An answer: the number of its request, one of these, and an error number. Without the first, an answer that could not be
+/// read once would be taken for that of the next request, and a copy for one of an instant that was none.
+const ANSWER: usize = 6;
 /// It is as asked.
 const DONE: u8 = 1;
 /// It took too long: what was frozen is thawed, and what will be is thawed then.
@@ -52,7 +54,8 @@ const REFUSED: u8 = 4;
 /// Our end of the line to the minder.
 #[derive(Debug)]
 pub struct Minder {
-    line: Mutex<File>,
+    /// And the number of the last request.
+    line: Mutex<(File, u32)>,
 }
 
 /// Filesystems that are frozen. Dropping it thaws them.
@@ -77,7 +80,7 @@ impl Minder {
                 drop(ours);
                 raw::exit_now(i32::from(process::mind(&its).is_err()))
             }
-            Forked::Parent(_) => Ok(Self { line: Mutex::new(File::from(ours)) }),
+            Forked::Parent(_) => Ok(Self { line: Mutex::new((File::from(ours), 0)) }),
         }
     }
 
@@ -114,7 +117,12 @@ impl Minder {
         if handles.len() > PAUSE_LIMIT || devices.len() > PAUSE_LIMIT {
             return Err(Errno::TOOBIG.into());
         }
-        match self.ask(FREEZE, limit, handles, devices)? {
+        let answer = self.ask(FREEZE, limit, handles, devices).or_else(|error| {
+            // It may be frozen. Whoever cannot even say that it is to end must end it.
+            self.ask(THAW, Duration::ZERO, &[], &[]).map_err(|_unsaid| Errno::PIPE)?;
+            Err::<_, io::Error>(error)
+        })?;
+        match answer {
             [DONE, _] => Ok(Pause { minder: self, ended: false }),
             [LATE, _] => Err(io::ErrorKind::TimedOut.into()),
             [REFUSED, errno] => Err(io::Error::from_raw_os_error(errno.into())),
@@ -129,9 +137,12 @@ impl Minder {
         limit: Duration,
         handles: &[BorrowedFd<'_>],
         devices: &[String],
-    ) -> io::Result<[u8; ANSWER]> {
-        let line = self.line.lock().map_err(|_poisoned| Errno::PIPE)?;
-        let mut request = vec![what];
+    ) -> io::Result<[u8; 2]> {
+        let mut line = self.line.lock().map_err(|_poisoned| Errno::PIPE)?;
+        line.1 = line.1.wrapping_add(1);
+        let (line, number) = (&line.0, line.1.to_le_bytes());
+        let mut request = number.to_vec();
+        request.push(what);
         request.extend(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
         for device in devices {
             request.extend(device.as_bytes());
@@ -142,11 +153,16 @@ impl Minder {
         if !handles.is_empty() && !control.push(SendAncillaryMessage::ScmRights(handles)) {
             return Err(Errno::TOOBIG.into());
         }
-        sendmsg(&*line, &[IoSlice::new(&request)], &mut control, SendFlags::NOSIGNAL)?;
-        let mut answer = [0; ANSWER];
-        match rustix::io::read(&*line, &mut answer)? {
-            ANSWER => Ok(answer),
-            _ => Err(Errno::PIPE.into()),
+        sendmsg(line, &[IoSlice::new(&request)], &mut control, SendFlags::NOSIGNAL)?;
+        loop {
+            let mut answer = [0; ANSWER];
+            if rustix::io::read(line, &mut answer)? != ANSWER {
+                return Err(Errno::PIPE.into());
+            }
+            let [.., what, errno] = answer;
+            if answer.starts_with(&number) {
+                return Ok([what, errno]);
+            }
         }
     }
 }

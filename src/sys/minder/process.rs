@@ -31,10 +31,15 @@ const LATE_LIMIT: usize = 64;
 struct Watch {
     frozen: Option<(Targets, Instant)>,
     freezing: Option<(Freezer, Instant)>,
+    /// Number of the request that asked for it.
+    asked: Number,
     late: Vec<Freezer>,
     /// The daemon is gone: what is still to be thawed is, and then the minder goes too.
     orphaned: bool,
 }
+
+/// What tells the answer to one request from that to another.
+type Number = [u8; 4];
 
 /// What is frozen together.
 #[derive(Default)]
@@ -51,6 +56,7 @@ struct Freezer {
 }
 
 struct Request {
+    number: Number,
     what: u8,
     limit: Duration,
     targets: Targets,
@@ -120,7 +126,7 @@ impl Watch {
         }
         if let Some((freezer, _)) = self.freezing.take_if(|(_, until)| *until <= now) {
             self.late.push(freezer);
-            send(line, LATE, 0);
+            send(line, self.asked, LATE, 0);
         }
     }
 
@@ -141,29 +147,35 @@ impl Watch {
             None => self.freezing = Some((freezer, until)),
             Some(Some(0)) => {
                 self.frozen = Some((freezer.targets, until));
-                send(line, DONE, 0);
+                send(line, self.asked, DONE, 0);
             }
-            Some(Some(errno)) => send(line, REFUSED, errno),
+            Some(Some(errno)) => send(line, self.asked, REFUSED, errno),
             Some(None) => {
                 freezer.targets.thaw();
-                send(line, LATE, 0);
+                send(line, self.asked, LATE, 0);
             }
         }
     }
 
     fn answer(&mut self, line: &OwnedFd, request: Request) {
+        let number = request.number;
         if request.what != FREEZE {
+            // One whose answer was not heard may still be under way.
+            self.late.extend(self.freezing.take().map(|(freezer, _)| freezer));
             let in_time = self.frozen.take().is_some_and(|(targets, _)| {
                 targets.thaw();
                 true
             });
-            send(line, if in_time { DONE } else { LATE }, 0);
+            send(line, number, if in_time { DONE } else { LATE }, 0);
         } else if self.frozen.is_some() || self.freezing.is_some() || self.late.len() >= LATE_LIMIT {
-            send(line, BUSY, 0);
+            send(line, number, BUSY, 0);
         } else {
             match Freezer::start(request.targets) {
-                Ok(freezer) => self.freezing = Some((freezer, Instant::now() + request.limit)),
-                Err(_) => send(line, BUSY, 0),
+                Ok(freezer) => {
+                    self.freezing = Some((freezer, Instant::now() + request.limit));
+                    self.asked = number;
+                }
+                Err(_) => send(line, number, BUSY, 0),
             }
         }
     }
@@ -266,8 +278,8 @@ fn status_of(error: &io::Error) -> i32 {
     error.raw_os_error().filter(|errno| (1..=255).contains(errno)).unwrap_or(255)
 }
 
-fn send(line: &OwnedFd, what: u8, errno: u8) {
-    let answer: [u8; ANSWER] = [what, errno];
+fn send(line: &OwnedFd, [a, b, c, d]: Number, what: u8, errno: u8) {
+    let answer: [u8; ANSWER] = [a, b, c, d, what, errno];
     // A daemon that is gone is seen by the next look at the line.
     rustix::net::send(line, &answer, SendFlags::NOSIGNAL).unwrap_or_default();
 }
@@ -285,11 +297,10 @@ fn receive(line: &OwnedFd) -> io::Result<Option<Request>> {
             handles.extend(received);
         }
     }
-    let Some((head, names)) = message[..got.bytes].split_at_checked(HEAD) else { return Ok(None) };
-    let mut millis = [0; 8];
-    millis.copy_from_slice(&head[1..]);
-    let limit = Duration::from_millis(u64::from_le_bytes(millis));
+    let Some((head, names)) = message[..got.bytes].split_first_chunk::<HEAD>() else { return Ok(None) };
+    let [a, b, c, d, what, millis @ ..] = *head;
+    let (number, limit) = ([a, b, c, d], Duration::from_millis(u64::from_le_bytes(millis)));
     let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let devices = names.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-    Ok(Some(Request { what: head[0], limit, targets: Targets::new(handles, devices) }))
+    Ok(Some(Request { number, what, limit, targets: Targets::new(handles, devices) }))
 }
