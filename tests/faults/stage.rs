@@ -187,15 +187,7 @@ impl Stage {
             }
         }
         if trial.wrong.is_empty() {
-            let mut after = self.collected(operation, &before).await;
-            // What a second fault kept from being undone, the next start undoes.
-            let restarted =
-                shots.len() > 1 && before.differences(&after).iter().any(|it| it.contains(".group has come"));
-            if restarted {
-                let daemon = self.daemon.take().unwrap();
-                self.daemon = Some(self.restart(daemon).await);
-                after = self.collected(operation, &before).await;
-            }
+            let (mut after, restarted) = self.settled(operation, &before, shots.len() > 1).await;
             passing.extend(self.life.passing());
             if killed || broken || restarted {
                 after.open_as_in(&before);
@@ -207,6 +199,18 @@ impl Stage {
             self.ready = Some((operation, World::seen(&self.ground, self.daemon.as_ref().unwrap())));
         }
         trial
+    }
+
+    /// The same once all is over, and whether it took a restart: what a second fault kept from being undone, the next start
+    /// undoes.
+    async fn settled(&mut self, operation: Operation, before: &World, twice: bool) -> (World, bool) {
+        let after = self.collected(operation, before).await;
+        if !twice || !before.differences(&after).iter().any(|it| it.contains(".group has come")) {
+            return (after, false);
+        }
+        let daemon = self.daemon.take().unwrap();
+        self.daemon = Some(self.restart(daemon).await);
+        (self.collected(operation, before).await, true)
     }
 
     /// The same once programs that were killed have been collected, which takes them a moment.
