@@ -113,8 +113,8 @@ impl FakePool {
         stage: Stage,
     ) -> Result<()> {
         self.step(steps[2]).await.inspect_err(|_| {
-            // Nobody knows of it yet.
-            if stage == Stage::Ready {
+            // Nobody knows of it yet; but the record of a group says whose its members are, which have their names.
+            if stage == Stage::Ready && kind != Kind::Group {
                 self.disk.state().put(kind, uuid, None);
             }
         })?;
