@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{
-    Engine,
-    index::{Doubtful, Index},
-};
+use super::{Engine, index::Doubtful};
 use crate::{
     bytes::Bytes,
     digest::Digest,
@@ -75,12 +72,8 @@ impl Engine {
     }
 
     async fn existing_group(&self, wanted: &NewGroup) -> Result<Option<Arc<Group>>> {
-        let find = |index: &Index| index.group_named(&wanted.name);
-        let existing = match self.look_up(find).await {
-            None => self.look_again_in(one_pool(wanted)?, find).await?,
-            known => known,
-        };
-        match existing {
+        let home = async { one_pool(wanted) };
+        match self.find_named(|index| index.group_named(&wanted.name), home).await? {
             None => Ok(None),
             Some(existing) if existing.digest != wanted.digest => {
                 let what = format!("group {:?} exists ({}) of other volumes", existing.name, existing.id);

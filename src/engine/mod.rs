@@ -260,14 +260,18 @@ impl Engine {
         find(&self.index())
     }
 
-    /// Looks again for a name that is not known, and makes sure that it is not that of an object in a pool that is closed, or
-    /// whose record cannot be read: a second, empty volume in the place of the first would look like lost data. Only in the
-    /// pool that the request goes to, which is the same each time: the others go on without it.
-    async fn look_again_in<T: Send>(
+    /// Finds a name; where it is not known, makes sure that it is not that of an object in a pool that is closed, or whose
+    /// record cannot be read: a second, empty volume in the place of the first would look like lost data. Only in the pool
+    /// that the request goes to (`home`), which is the same each time: the others go on without it.
+    async fn find_named<T: Send>(
         &self,
-        home: PoolId,
         find: impl Fn(&Index) -> Option<T> + Send + Sync,
+        home: impl Future<Output = Result<PoolId>> + Send,
     ) -> Result<Option<T>> {
+        if let Some(known) = self.look_up(&find).await {
+            return Ok(Some(known));
+        }
+        let home = home.await?;
         let pool = self.pool(home).await?;
         // It may have been read only now.
         if let Some(found) = find(&self.index()) {

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Engine, Page,
-    index::{Doubtful, Index},
-};
+use super::{Engine, Page, index::Doubtful};
 use crate::{
     bytes::Bytes,
     error::{Error, ErrorKind, Result},
@@ -71,12 +68,8 @@ impl Engine {
     }
 
     async fn existing_snapshot(&self, wanted: &NewSnapshot) -> Result<Option<Arc<Snapshot>>> {
-        let find = |index: &Index| index.snapshot_named(&wanted.name);
-        let existing = match self.look_up(find).await {
-            None => self.look_again_in(wanted.volume.pool, find).await?,
-            known => known,
-        };
-        match existing {
+        let home = async { Ok(wanted.volume.pool) };
+        match self.find_named(|index| index.snapshot_named(&wanted.name), home).await? {
             Some(existing) if existing.volume != wanted.volume => {
                 let what = format!("snapshot {:?} exists ({}) of another volume", existing.name, existing.id);
                 Err(Error::new(ErrorKind::Mismatch, what))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Engine, Page,
-    index::{Doubtful, Index},
+    index::Doubtful,
     plan::{self, SourceFacts},
 };
 use crate::{
@@ -118,11 +118,8 @@ impl Engine {
 
     /// The volume of this name, if there is one and it is what is asked for.
     async fn existing(&self, wanted: &NewVolume) -> Result<Option<Arc<Volume>>> {
-        let find = |index: &Index| index.volume_named(&wanted.name);
-        let existing = match self.look_up(find).await {
-            None => self.look_again_in(self.home_of(wanted).await?, find).await?,
-            known => known,
-        };
+        let existing =
+            self.find_named(|index| index.volume_named(&wanted.name), self.home_of(wanted)).await?;
         match &existing {
             Some(existing) if !wanted.reachable => {
                 let what =

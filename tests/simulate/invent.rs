@@ -21,8 +21,8 @@ impl Book {
         let subject = chance.pick(&[0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 5]);
         let (call, op) = match self.subjects[subject].kind {
             Kind::Volume => self.invent_for_volume(chance, subject)?,
-            Kind::Snapshot => self.invent_for_snapshot(chance, subject)?,
-            Kind::Group => self.invent_for_group(chance, subject)?,
+            Kind::Snapshot => self.invent_for_cut(chance, subject, 1)?,
+            Kind::Group => self.invent_for_cut(chance, subject, 2)?,
         };
         let to = self.place_for(&call, subject, routers, chance);
         Some(Flight {
@@ -139,20 +139,8 @@ impl Book {
         (Call::Create { name, size: asked, raw, from, place }, op)
     }
 
-    fn invent_for_snapshot(&self, chance: &mut Chance, subject: usize) -> Option<(Call, Op)> {
-        let id = self.some_id(chance, subject).filter(|_| !chance.once_in(3));
-        Some(match id {
-            Some(id) if chance.once_in(2) => self.on(subject, Op::Delete { id }),
-            Some(id) => self.on(subject, Op::Read { id }),
-            None => {
-                let volumes = self.volumes_at(self.subjects[subject].home);
-                let volume = volumes.get(chance.below(volumes.len())).copied()?;
-                self.usual(subject, &[volume])
-            }
-        })
-    }
-
-    fn invent_for_group(&self, chance: &mut Chance, subject: usize) -> Option<(Call, Op)> {
+    /// A snapshot of one volume, or a group of up to so many.
+    fn invent_for_cut(&self, chance: &mut Chance, subject: usize, most: usize) -> Option<(Call, Op)> {
         let id = self.some_id(chance, subject).filter(|_| !chance.once_in(3));
         Some(match id {
             Some(id) if chance.once_in(2) => self.on(subject, Op::Delete { id }),
@@ -162,7 +150,7 @@ impl Book {
                 if volumes.is_empty() {
                     return None;
                 }
-                let all: BTreeSet<u32> = (0..2).map(|_| volumes[chance.below(volumes.len())]).collect();
+                let all: BTreeSet<u32> = (0..most).map(|_| volumes[chance.below(volumes.len())]).collect();
                 self.usual(subject, &all.into_iter().collect::<Vec<_>>())
             }
         })
