@@ -5,30 +5,24 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    pin::Pin,
     str::FromStr,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::stream::{Stream, unfold};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    service::Routes,
-    transport::{Server, server::Connected},
-};
+use tonic::{service::Routes, transport::Server};
 
 use crate::{
     engine::work::Work,
     error::{Doing, Error, ErrorKind, Result},
-    peers::{self, Credentials, PeerStream},
+    peers::{self, Admitted, Credentials, PAUSE, PeerStream},
     telemetry::{Metrics, RpcLayer},
 };
 
@@ -39,8 +33,6 @@ const CALLS_PER_CONNECTION: usize = 512;
 
 /// Connections to a socket at a time; more are refused. Orchestrators need a handful.
 const CONNECTIONS: usize = 4096;
-/// How long until another try where the system has no connection to give.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection of another host from which nothing comes for so long is asked whether it lives.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(20);
@@ -118,7 +110,7 @@ impl Listener {
 async fn accept((listener, slots): &(UnixListener, Arc<Semaphore>)) -> LocalStream {
     loop {
         match (listener.accept().await, Arc::clone(slots).try_acquire_owned()) {
-            (Ok((stream, _)), Ok(slot)) => return LocalStream { stream, _slot: slot },
+            (Ok((stream, _)), Ok(slot)) => return Admitted::new(stream, (), slot),
             (Ok(_), Err(_full)) => {}
             (Err(error), _) => {
                 tracing::warn!(%error, "no connection can be accepted");
@@ -128,46 +120,8 @@ async fn accept((listener, slots): &(UnixListener, Arc<Semaphore>)) -> LocalStre
     }
 }
 
-/// A connection to a socket.
-#[derive(Debug)]
-pub struct LocalStream {
-    stream: UnixStream,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl Connected for LocalStream {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for LocalStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for LocalStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
+/// A connection to a socket: whoever may open the file.
+pub type LocalStream = Admitted<UnixStream, ()>;
 
 /// The file of a socket; it goes with this value, unless a successor has put its own there.
 #[derive(Debug)]

@@ -6,23 +6,19 @@ use std::{
     hash::Hash,
     io,
     net::IpAddr,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 
-use super::{Credentials, Peer, certs};
+use super::{Admitted, Credentials, Peer, certs};
 
 /// Connections at a time whose peer is known; more are refused.
 const CONNECTIONS: usize = 1024;
@@ -35,16 +31,10 @@ const FROM_ONE_ADDRESS: usize = 64;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long until another try where the system has no connection to give.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection with a known peer.
-#[derive(Debug)]
-pub struct PeerStream {
-    stream: TlsStream<TcpStream>,
-    peer: Peer,
-    _slot: OwnedSemaphorePermit,
-    _share: Share<Peer>,
-}
+pub type PeerStream = Admitted<TlsStream<TcpStream>, Peer>;
 
 /// How many each one has, of what nobody may have many of.
 #[derive(Debug)]
@@ -115,7 +105,7 @@ impl Room {
         let enough = || io::Error::other(format!("{peer} has {OF_ONE_PEER} connections already"));
         let share = self.peers.take(peer.clone()).ok_or_else(enough)?;
         let slot = Arc::clone(&self.connections).try_acquire_owned().map_err(io::Error::other)?;
-        Ok(PeerStream { stream, peer, _slot: slot, _share: share })
+        Ok(Admitted::new(stream, peer, (slot, share)))
     }
 }
 
@@ -161,40 +151,4 @@ async fn handshake(stream: TcpStream, credentials: &Credentials) -> io::Result<(
     let shown = shown.ok_or_else(|| io::Error::other("no certificate was shown"))?;
     let peer = certs::facts(shown).map_err(io::Error::other)?.peer;
     Ok((stream, peer))
-}
-
-impl Connected for PeerStream {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for PeerStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for PeerStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }

@@ -10,13 +10,16 @@ use crate::{
     id::{BadId, NodeId},
 };
 
+mod admitted;
 pub mod certs;
 mod connect;
 mod credentials;
 mod listener;
 
+pub use admitted::Admitted;
 pub use connect::{Seen, connect};
 pub use credentials::{Credentials, Role};
+pub(crate) use listener::PAUSE;
 pub use listener::{PeerStream, incoming};
 
 /// What stands behind a host's name in its certificate.
