@@ -51,3 +51,16 @@ fn a_new_ext4_takes_little_and_goes_on_so() {
     image.mount().write_durably("file", "content");
     assert!(allocated() < 16_000_000, "{} bytes", allocated());
 }
+
+/// What a reflink of it costs. The filesystem that the image is on may merge two places, never part one.
+#[test]
+fn a_new_ext4_of_a_tib_lies_in_few_places() {
+    let directory = scratch();
+    let image = make_with(directory.path().join("image"), Bytes::gib(1024), Filesystem::Ext4, &[]);
+    let (file, mut at, mut places) = (image.open(), 0, 0);
+    while let Ok(data) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data)).unwrap();
+        places += 1;
+    }
+    assert!((10..100).contains(&places), "{places}");
+}

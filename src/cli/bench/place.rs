@@ -12,11 +12,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::super::{
     client::{Daemon, figures},
-    scratch::{Scratch, connect},
+    scratch::{Scratch, connect, gone},
 };
 use crate::{
     bytes::Bytes,
     error::{Doing, Error, ErrorKind, Result},
+    sys::file,
 };
 
 /// Files and directories of ours in the place, beside those that every such place has.
@@ -70,11 +71,29 @@ impl Place {
         if self.image { self.scratch.pool().join("fs") } else { self.root().to_owned() }
     }
 
-    /// What the file of a volume takes on disk, in KiB.
-    pub(super) fn space_of(&self, id: &str) -> Result<f64> {
+    /// The file of a volume.
+    fn file_of(&self, id: &str) -> PathBuf {
         let pool = self.scratch.pool();
         let volumes = if self.image { pool.join("fs/volumes") } else { pool.join("volumes") };
-        let path = volumes.join(format!("{}.raw", id.rsplit('.').next().unwrap_or_default()));
+        volumes.join(format!("{}.raw", id.rsplit('.').next().unwrap_or_default()))
+    }
+
+    /// How many milliseconds a reflink of a volume's file takes by itself, and its flush, where its filesystem can.
+    pub(super) fn reflink_of(&self, id: &str) -> Result<Option<f64>> {
+        let (path, copy) = (self.file_of(id), self.bare().join("reflink"));
+        let what = || format!("reflink {}", path.display());
+        let from = File::open(&path).doing(what)?;
+        let to = File::options().write(true).create_new(true).open(&copy).doing(what)?;
+        let begun = Instant::now();
+        let cut = file::reflink(&from, &to).and_then(|()| to.sync_all());
+        let took = begun.elapsed().as_secs_f64() * 1000.0;
+        gone(&copy, fs::remove_file)?;
+        Ok(cut.is_ok().then_some(took))
+    }
+
+    /// What the file of a volume takes on disk, in KiB.
+    pub(super) fn space_of(&self, id: &str) -> Result<f64> {
+        let path = self.file_of(id);
         let metadata = fs::metadata(&path).doing(|| format!("look at {}", path.display()))?;
         // The kernel counts in half KiB.
         #[expect(clippy::cast_precision_loss, reason = "lengths of new volumes are small")]

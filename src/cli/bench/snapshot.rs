@@ -6,7 +6,7 @@ use super::{
     Bench,
     driver::{Driver, Made, Sort},
     floors,
-    report::{Report, Unit},
+    report::{MACHINE, Report, Unit},
 };
 use crate::{
     bytes::Bytes,
@@ -18,6 +18,8 @@ use crate::{
 };
 
 const SCENARIO: &str = "snapshot";
+/// What no copy can be faster than.
+pub(super) const REFLINK: &str = "its reflink, flushed";
 /// Copies of each kind in a round.
 const COPIES: usize = 5;
 /// What the source holds.
@@ -63,6 +65,9 @@ impl Bench<'_> {
                     if !self.attempt((SCENARIO, turn), copy).await? {
                         return Ok(());
                     }
+                    if turn == 0 {
+                        self.reflink(*sort, made)?;
+                    }
                 }
             }
             if turn == 0 {
@@ -72,6 +77,15 @@ impl Bench<'_> {
                 let delete = async |driver: &Driver, _: &mut Report| driver.delete(made).await.map(drop);
                 self.attempt((SCENARIO, turn), delete).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// The reflink that is in each kind of copy, by itself.
+    fn reflink(&mut self, sort: Sort, made: &Made) -> Result<()> {
+        let Some(place) = &self.place else { return Ok(()) };
+        if let Some(took) = place.reflink_of(&made.id)? {
+            self.report.time((SCENARIO, &copy(sort, REFLINK), MACHINE), took, None);
         }
         Ok(())
     }
