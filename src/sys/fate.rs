@@ -17,6 +17,14 @@ pub trait Fate: fmt::Debug + Send + Sync {
     /// # Errors
     /// Those that it is to give.
     fn call(&self, call: &'static str) -> io::Result<()>;
+
+    /// The answer of a call that was done; where it fails that is all that is heard of it.
+    ///
+    /// # Errors
+    /// Those that it is to give.
+    fn answer(&self, _call: &'static str) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// All goes well.

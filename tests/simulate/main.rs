@@ -18,11 +18,14 @@ mod invent;
 mod kept;
 mod machine;
 mod model;
+#[path = "../support/records.rs"]
+mod records;
 #[path = "../support/requests.rs"]
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod requests;
 mod road;
 mod shared;
+mod thin;
 mod world;
 
 use world::World;

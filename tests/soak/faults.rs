@@ -66,7 +66,7 @@ impl Fault {
 pub(crate) fn log_on_a_small_disk(ground: &Ground) {
     let disk = text(&ground.root.join("logs"));
     fs::create_dir(&disk).unwrap();
-    run("mount", &["-t", "tmpfs", "-o", "size=8m", "tmpfs", &disk]);
+    run("mount", &["-t", "tmpfs", "-o", "size=128m", "tmpfs", &disk]);
     std::os::unix::fs::symlink(format!("{disk}/log"), ground.log()).unwrap();
 }
 
@@ -111,7 +111,7 @@ impl<'g> Injector<'g> {
         self.state.troubled.store(false, SeqCst);
         // The disk of the log is small.
         let log = File::options().write(true).open(self.ground.log()).unwrap();
-        if log.metadata().unwrap().len() > 4 << 20 {
+        if log.metadata().unwrap().len() > 32 << 20 {
             log.set_len(0).unwrap();
         }
     }

@@ -1,14 +1,14 @@
 //! Flushes of the device of records.
 
-use std::{
-    fs::File,
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Condvar, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    sys::dm::Store,
+};
 
 /// Flushes that callers share: whoever comes while one is under way waits for the next, which is for all who came.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ struct Turns {
 
 impl Flush {
     /// Makes durable what was written before this call.
-    pub(super) fn wait_for(&self, device: &File) -> Result<()> {
+    pub(super) fn wait_for(&self, device: &dyn Store) -> Result<()> {
         let mut turns = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = turns.begun + 1;
         while turns.done < mine {
@@ -40,7 +40,7 @@ impl Flush {
             let current = turns.begun;
             drop(turns);
             self.count.fetch_add(1, Ordering::Relaxed);
-            if device.sync_data().is_err() {
+            if device.flush().is_err() {
                 self.broken.store(true, Ordering::Release);
             }
             turns = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -158,7 +158,7 @@ impl ThinPool {
             }
         }
         let devices = Devices::new(mapper, header.id, found.below);
-        let slots = Slots::open(found.records.open()?, role.changes())?;
+        let slots = Slots::open(found.records.store()?, role.changes())?;
         if role != Role::Observer && devices.below().is_ok() {
             // A pool that takes no changes is served all the same.
             if let Err(error) = devices.keep(below::FIRST, &found.beside) {

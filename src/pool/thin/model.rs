@@ -1,6 +1,8 @@
 //! A thin pool in a model of device-mapper: the same adapter over another floor, so that it can be tested where there is no
 //! device-mapper, and against what the real one does only when it is ill.
 
+use std::sync::Arc;
+
 use super::{
     below,
     header::Header,
@@ -10,7 +12,10 @@ use super::{
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     id::PoolId,
-    sys::dm::{Mapper, fake::FakeMapper},
+    sys::{
+        dm::{Mapper, fake::FakeMapper},
+        fate::Fate,
+    },
 };
 
 /// Names of its devices.
@@ -44,6 +49,20 @@ impl Model {
         below::create(&model.mapper(), POOL, below::FIRST)?;
         Slots::format(&found.records.open()?, &Header::new(machine, None))?;
         Ok(model)
+    }
+
+    /// The same pool, as a process has it that has a fate.
+    #[must_use]
+    pub fn under(&self, fate: Arc<dyn Fate>) -> Self {
+        Self { mapper: self.mapper.under(fate) }
+    }
+
+    /// Cuts the power, as [`FakeMapper::power_cut`], and starts the pool again.
+    ///
+    /// # Errors
+    /// Those of the model.
+    pub fn power_cut(&self, choose: impl FnMut(usize) -> usize) -> Result<()> {
+        self.mapper.power_cut([RECORDS, POOL], choose).doing(|| "cut the power of a model")
     }
 
     pub(super) fn mapper(&self) -> Mapper {

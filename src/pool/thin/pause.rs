@@ -92,9 +92,9 @@ impl Inner {
         let each = |change: &dyn Fn(&str) -> std::io::Result<()>| {
             names.iter().try_for_each(|name| change(name)).doing(|| format!("pause {}", names.join(", ")))
         };
-        each(&|name| mapper.suspend(name, Suspend::Clean))?;
-        let result = work();
-        each(&|name| mapper.resume(name))?;
+        let result = each(&|name| mapper.suspend(name, Suspend::Clean)).and_then(|()| work());
+        // All of them, as the minder does, which does not give up at once either.
+        each(&|name| mapper.resume(name).or_else(|_failed| mapper.resume(name)))?;
         result
     }
 }

@@ -14,7 +14,12 @@ use crate::{
     error::{Doing, Error, ErrorKind, Result},
     id::{PoolId, VolumeId},
     pool::{Role, Sharing, byte_of, fill::Part},
-    sys::{cmd::Commands, device::DeviceNumber, dm::Mapper, lock::ByteLock},
+    sys::{
+        cmd::Commands,
+        device::DeviceNumber,
+        dm::{Info, Mapper, Store},
+        lock::ByteLock,
+    },
 };
 
 /// Where a pool is.
@@ -138,6 +143,15 @@ impl Found {
 
 impl Device {
     pub(super) fn open(&self) -> Result<File> {
+        self.mapper.open(&self.look()?).doing(|| format!("open {}", self.what))
+    }
+
+    /// The same, for records.
+    pub(super) fn store(&self) -> Result<Box<dyn Store>> {
+        self.mapper.open_store(&self.look()?).doing(|| format!("open {}", self.what))
+    }
+
+    fn look(&self) -> Result<Info> {
         let what = || format!("open {}", self.what);
         let info = self.mapper.info(&self.name).doing(what)?.filter(|info| info.number == self.number);
         let info =
@@ -146,7 +160,7 @@ impl Device {
             let what = format!("{}: it stands still: dmsetup resume {}", what(), self.name);
             return Err(Error::new(ErrorKind::Unavailable, what));
         }
-        self.mapper.open(&info).doing(what)
+        Ok(info)
     }
 
     /// Takes the locks of a role. `Busy` where another process serves the pool.

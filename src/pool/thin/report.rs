@@ -136,7 +136,7 @@ pub fn report(place: &Place, commands: &Commands) -> Report {
     });
     let records = below.as_ref().map_err(Clone::clone).and_then(|(_, found)| {
         let header = found.header()?;
-        let (entries, damaged) = Slots::open(found.records.open()?, false)?.all()?;
+        let (entries, damaged) = Slots::open(found.records.store()?, false)?.all()?;
         Ok((facts_of(header.id, &entries, damaged.len()), entries))
     });
     let kernel = below.as_ref().map_err(Clone::clone).and_then(|(mapper, found)| {
@@ -144,7 +144,7 @@ pub fn report(place: &Place, commands: &Commands) -> Report {
         kernel(mapper, found, entries)
     });
     let strangers = below.as_ref().map_err(Clone::clone).and_then(|(mapper, found)| {
-        strangers(mapper, found.below()?, || Ok(Slots::open(found.records.open()?, false)?.all()?.0))
+        strangers(mapper, found.below()?, || Ok(Slots::open(found.records.store()?, false)?.all()?.0))
     });
     Report {
         thin_target: Path::new("/sys/module/dm_thin_pool").exists(),

@@ -37,7 +37,7 @@ pub fn backup(place: &Place, commands: &Commands) -> Result<Backup> {
     let mapper = place.mapper()?;
     let found = find(place, &mapper, commands, Start::Nothing)?;
     let header = found.header()?;
-    let (entries, damaged) = Slots::open(found.records.open()?, false)?.all()?;
+    let (entries, damaged) = Slots::open(found.records.store()?, false)?.all()?;
     let mut backup = Backup::new(header.id, &header.machine);
     let disk = header.disk.map(serde_json::to_value).transpose();
     backup.header.disk =
@@ -111,7 +111,7 @@ pub fn restore(
         return Err(Error::new(ErrorKind::Mismatch, what));
     }
     let devices = Devices::new(mapper, header.id, found.below.clone());
-    let (entries, _) = Slots::open(found.records.open()?, true)?.all()?;
+    let (entries, _) = Slots::open(found.records.store()?, true)?.all()?;
     let plan = Plan::make(backup, &entries, &devices)?;
     if !replace {
         refuse_different(&plan.different)?;
@@ -151,7 +151,7 @@ fn carry_out(
     if let Some(header) = header {
         header.replace(&device)?;
     }
-    let slots = Slots::open(device, true)?;
+    let slots = Slots::open(Box::new(device), true)?;
     for (thin, object) in plan.missing {
         slots.put(thin, Stage::Ready, object)?;
         done.written += 1;

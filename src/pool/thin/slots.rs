@@ -21,6 +21,7 @@ pub(super) use crate::pool::record::Stage;
 use crate::{
     error::{Doing, Error, ErrorKind, Result},
     pool::record::{self, Group, Snapshot, Volume},
+    sys::dm::Store,
 };
 
 /// What is written at a time: disks write as much as a whole or not at all.
@@ -95,7 +96,7 @@ struct Known {
 /// The device with the records.
 #[derive(Debug)]
 pub(super) struct Slots {
-    device: File,
+    device: Box<dyn Store>,
     /// Nobody else changes them: what is known is all there is.
     alone: bool,
     places: u64,
@@ -136,8 +137,8 @@ impl Slots {
     }
 
     /// Reads all records.
-    pub(super) fn open(device: File, alone: bool) -> Result<Self> {
-        let length = length_of(&device).doing(|| "look at the device of records")?;
+    pub(super) fn open(device: Box<dyn Store>, alone: bool) -> Result<Self> {
+        let length = device.length().doing(|| "look at the device of records")?;
         let places = (length / BLOCK as u64).saturating_sub(HEADERS) / 2;
         let slots = Self { device, alone, places, known: Mutex::default(), flush: Flush::default() };
         slots.reread()?;
@@ -158,7 +159,7 @@ impl Slots {
             let count = per_chunk.min(self.places - index);
             let amount = usize::try_from(count).unwrap_or_default() * 2 * BLOCK;
             self.device
-                .read_exact_at(&mut chunk[..amount], offset_of(index, 0))
+                .read(&mut chunk[..amount], offset_of(index, 0))
                 .doing(|| "read the records of the pool")?;
             for (index, pair) in (index..).zip(chunk[..amount].chunks_exact(2 * BLOCK)) {
                 fresh.take_in(index, pair);
@@ -213,7 +214,7 @@ impl Slots {
 
     fn read(&self, index: u64) -> Result<Option<Entry>> {
         let mut pair = vec![0; 2 * BLOCK];
-        self.device.read_exact_at(&mut pair, offset_of(index, 0)).doing(|| "read a record")?;
+        self.device.read(&mut pair, offset_of(index, 0)).doing(|| "read a record")?;
         let found =
             later(&pair).map_err(|bad| Error::new(ErrorKind::Unavailable, "read a record").because(bad))?;
         Ok(found.map(|(_, entry)| entry))
@@ -222,13 +223,13 @@ impl Slots {
     /// Records an object that is new, or a change of one, durably.
     pub(super) fn put(&self, thin: u32, stage: Stage, object: Object) -> Result<()> {
         self.write(thin, stage, object)?;
-        self.flush.wait_for(&self.device)
+        self.flush.wait_for(&*self.device)
     }
 
     /// Records several likewise. A crash may leave any of them unrecorded.
     pub(super) fn put_all(&self, stage: Stage, objects: Vec<(u32, Object)>) -> Result<()> {
         objects.into_iter().try_for_each(|(thin, object)| self.write(thin, stage, object))?;
-        self.flush.wait_for(&self.device)
+        self.flush.wait_for(&*self.device)
     }
 
     /// Records the same, not yet durably: [`Slots::flush`] makes it so.
@@ -238,7 +239,7 @@ impl Slots {
 
     /// Makes durable what was noted.
     pub(super) fn flush(&self) -> Result<()> {
-        self.flush.wait_for(&self.device)
+        self.flush.wait_for(&*self.device)
     }
 
     /// The highest number of a thin device that any record names, those of what was removed included.
@@ -270,7 +271,7 @@ impl Slots {
         };
         let entry = Entry { number, thin, stage, object };
         let written = record::encode_to(&entry, BLOCK).and_then(|block| {
-            self.device.write_all_at(&block, offset_of(place.index, side)).doing(|| "write a record")
+            self.device.write(&block, offset_of(place.index, side)).doing(|| "write a record")
         });
         if let Err(error) = written {
             if place.entry.as_ref().is_some_and(|(_, entry)| entry.stage != Stage::Removed) {
@@ -388,7 +389,7 @@ mod tests {
     }
 
     fn again(device: &File) -> Slots {
-        Slots::open(device.try_clone().unwrap(), false).unwrap()
+        Slots::open(Box::new(device.try_clone().unwrap()), false).unwrap()
     }
 
     #[test]

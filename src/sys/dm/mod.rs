@@ -1,7 +1,16 @@
 //! Device-mapper: devices are made, loaded, suspended, resumed, removed and asked, and targets are sent messages. By the
 //! kernel (`kernel`), or by a model of it that keeps its rules (`fake`).
 
-use std::{fmt, fs::File, io, ops::Deref, os::fd::BorrowedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    fs::File,
+    io,
+    ops::Deref,
+    os::{fd::BorrowedFd, unix::fs::FileExt},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::device::DeviceNumber;
 
@@ -159,11 +168,64 @@ pub trait Door: fmt::Debug + Send + Sync {
     /// Those of open(2); `ResourceBusy` for a suspended one.
     fn open(&self, info: &Info) -> io::Result<File>;
 
+    /// The same, for records.
+    ///
+    /// # Errors
+    /// As [`Door::open`].
+    fn open_store(&self, info: &Info) -> io::Result<Box<dyn Store>> {
+        Ok(Box::new(self.open(info)?))
+    }
+
     /// Where the node of a device is.
     fn node(&self, number: DeviceNumber) -> PathBuf;
 
     /// What another process needs to do the same; a model has nothing of the kind.
     fn handle(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// A place for records: a device, or a model of one that loses what was not flushed.
+pub trait Store: fmt::Debug + Send + Sync {
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// Those of lseek(2).
+    fn length(&self) -> io::Result<u64>;
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// Those of pread(2); `UnexpectedEof` beyond the end.
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `data`, which lasts from the next flush on.
+    ///
+    /// # Errors
+    /// Those of pwrite(2).
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes durable what was written.
+    ///
+    /// # Errors
+    /// Those of fdatasync(2). After one nobody knows what is on the disk.
+    fn flush(&self) -> io::Result<()>;
+}
+
+impl Store for File {
+    fn length(&self) -> io::Result<u64> {
+        Ok(rustix::fs::seek(self, rustix::fs::SeekFrom::End(0))?)
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(buffer, offset)
+    }
+
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(data, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.sync_data()
+    }
 }
 
 /// The door to device-mapper. Clones share it.
