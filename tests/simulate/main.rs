@@ -24,6 +24,7 @@ mod records;
 #[expect(dead_code, reason = "shared with tests that ask for more")]
 mod requests;
 mod road;
+mod script;
 mod shared;
 mod thin;
 mod world;
