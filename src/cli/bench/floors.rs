@@ -26,6 +26,8 @@ pub(super) const FLUSH: &str = "fsync of a new file";
 pub(super) const FLUSH_DIRECTORY: &str = "fsync of its directory";
 /// A mount(2) of an ext4.
 pub(super) const MOUNT: &str = "mount(2) of an ext4";
+/// A file made a loop device.
+pub(super) const BIND: &str = "bind of a loop device";
 /// A reflink of a file with one extent.
 pub(super) const REFLINK: &str = "reflink of 1 MiB";
 /// A program started.
@@ -33,6 +35,7 @@ pub(super) const PROCESS: &str = "start of a program";
 /// A call of a server that does nothing.
 pub(super) const RPC: &str = "empty RPC, null server";
 
+const BINDING: Binding<'static> = Binding { read_only: false, autoclear: true, label: "lagan:bench" };
 /// Each is measured so often in a round.
 const TIMES: usize = 20;
 
@@ -40,6 +43,8 @@ const TIMES: usize = 20;
 pub(super) struct Floors {
     directory: PathBuf,
     point: PathBuf,
+    /// A file with an ext4 in it, and its device.
+    file: File,
     device: LoopDevice,
 }
 
@@ -59,11 +64,10 @@ impl Floors {
         let made = Commands::find().succeed(Tool::MkfsExt4, &arguments, Duration::from_secs(60));
         fs::remove_file(&image).doing(what)?;
         made?;
-        let binding = Binding { read_only: false, autoclear: true, label: "lagan:bench" };
-        let device = loopdev::bind(&file, &binding).doing(what)?;
+        let device = loopdev::bind(&file, &BINDING).doing(what)?;
         let point = root.join("floor");
         fs::create_dir(&point).doing(what)?;
-        Ok(Self { directory: directory.to_owned(), point, device })
+        Ok(Self { directory: directory.to_owned(), point, file, device })
     }
 
     /// One round.
@@ -71,6 +75,7 @@ impl Floors {
         for _ in 0..TIMES {
             self.flushes(report)?;
             self.mounts(report)?;
+            self.binds(report)?;
             let begun = Instant::now();
             hand::run("true", &[])?;
             report.floor(PROCESS, millis(begun));
@@ -103,6 +108,13 @@ impl Floors {
             report.floor(REFLINK, took);
         }
         Ok(())
+    }
+
+    fn binds(&self, report: &mut Report) -> Result<()> {
+        let begun = Instant::now();
+        let bound = loopdev::bind(&self.file, &BINDING).doing(|| "bind a loop device");
+        report.floor(BIND, millis(begun));
+        bound.map(drop)
     }
 
     fn mounts(&self, report: &mut Report) -> Result<()> {

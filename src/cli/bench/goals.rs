@@ -78,10 +78,9 @@ pub(super) fn judge(report: &Report, args: &BenchArgs) -> Vec<Goal> {
             Bound::Least(15.0),
             ratio(by_hand, ours("life", &what)),
         );
-        // Nobody can be faster than one flush, one mount and three calls.
-        let calls = floor(floors::RPC).map(|call| 3.0 * call);
-        let least = floor(floors::FLUSH).zip(floor(floors::MOUNT)).zip(calls);
-        let least = least.map(|((flush, mount), calls)| flush + mount + calls);
+        // Nobody can be faster than one flush, one bind, one mount and three calls.
+        let floors = [floors::FLUSH, floors::BIND, floors::MOUNT, floors::RPC, floors::RPC, floors::RPC];
+        let least = floors.into_iter().map(floor).sum::<Option<f64>>();
         goal("  what the floors alone would give", Bound::Least(15.0), ratio(by_hand, least));
     }
     copies(report, report.long, &mut goal);
