@@ -279,6 +279,7 @@ impl App {
     /// Where this host or its state directory does not do.
     pub fn new(config: Config, mode: Mode, minder: Option<Arc<Minder>>) -> Result<Self> {
         keep_private()?;
+        host::share_heap();
         raise_file_limit()?;
         check_host(&config)?;
         let commands = Arc::new(Commands::find());

@@ -150,6 +150,19 @@ impl Node {
     }
 
     async fn look(&self, at: &Target) -> Result<Seen> {
+        match self.look_even_if_dead(at).await? {
+            Seen::Mount(mount) if mount.dead => {
+                let what = format!(
+                    "the filesystem at {at} has shut down after an error: stop what uses it, unpublish and unstage it"
+                );
+                Err(Error::new(ErrorKind::Unavailable, what))
+            }
+            seen => Ok(seen),
+        }
+    }
+
+    /// The same, for whoever only takes it away.
+    async fn look_even_if_dead(&self, at: &Target) -> Result<Seen> {
         let at = at.clone();
         self.ask(move |kernel| kernel.look(&at).doing(|| format!("look at {at}"))).await
     }

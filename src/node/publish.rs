@@ -184,7 +184,8 @@ impl Node {
         let (mut was_read_only, mut unmounted) = (None, false);
         let so_far = |error: Error, unmounted| if unmounted { error.half_done() } else { error };
         for _layer in 0..16 {
-            let mount = match self.look(&target).await.map_err(|error| so_far(error, unmounted))? {
+            let seen = self.look_even_if_dead(&target).await;
+            let mount = match seen.map_err(|error| so_far(error, unmounted))? {
                 Seen::Missing => break,
                 Seen::Directory | Seen::File => {
                     self.remove(&target).await.map_err(|error| so_far(error, unmounted))?;

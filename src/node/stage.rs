@@ -175,7 +175,7 @@ impl Node {
 
     /// A forgotten pool cannot say which devices were its own: what is mounted is left to the operator.
     pub(super) async fn expect_no_mount(&self, at: &Target) -> Result<()> {
-        let Seen::Mount(mount) = self.look(at).await? else { return Ok(()) };
+        let Seen::Mount(mount) = self.look_even_if_dead(at).await? else { return Ok(()) };
         let what = format!(
             "the pool was forgotten, but device {} is still mounted at {at}: unmount it by hand, or restart the host",
             mount.device
@@ -187,7 +187,7 @@ impl Node {
         // Mounts may lie upon one another at one path; more than a few are somebody's mistake.
         for layer in 0..16 {
             let so_far = |error: Error| if layer > 0 { error.half_done() } else { error };
-            match self.look(at).await.map_err(so_far)? {
+            match self.look_even_if_dead(at).await.map_err(so_far)? {
                 Seen::Mount(mount) if numbers.contains(&mount.device) => {
                     let at = at.clone();
                     let unmount =
@@ -277,7 +277,7 @@ impl Node {
     pub(super) async fn stages(&self, found: &Found) -> Result<Vec<(Target, Mount)>> {
         let mut stages = Vec::new();
         for place in self.mounts_of(found.numbers()).await?.into_iter().filter(|place| place.staging) {
-            if let Seen::Mount(mount) = self.look(&place.at).await? {
+            if let Seen::Mount(mount) = self.look_even_if_dead(&place.at).await? {
                 stages.push((place.at, mount));
             }
         }

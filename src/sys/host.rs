@@ -20,6 +20,12 @@ pub fn machine_id() -> io::Result<String> {
     Ok(id.to_owned())
 }
 
+/// Keeps memory as small with many threads as with few, where the C library has a heap for each.
+pub fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    super::raw::share_heap();
+}
+
 /// The machine's name.
 #[must_use]
 pub fn host_name() -> String {

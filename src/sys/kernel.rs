@@ -100,6 +100,8 @@ pub struct Mount {
     pub block: bool,
     /// Attributes of the mount; read-only where the mount or its filesystem is.
     pub attributes: Attributes,
+    /// Its filesystem has shut down after an error, and answers nothing any more. It can still be taken away.
+    pub dead: bool,
 }
 
 /// A place where a device, or a filesystem on it, is mounted.

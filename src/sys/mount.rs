@@ -117,6 +117,21 @@ impl Linux {
         Ok((open_beneath(self.root(at)?, parent, flags)?, Path::new(name)))
     }
 
+    /// What is at a path of which the kernel tells nothing: XFS answers EIO there once it has shut down. What is mounted, the
+    /// table of mounts knows.
+    fn look_at_dead(&self, at: &Target, found: &OwnedFd) -> io::Result<Seen> {
+        let id = mountinfo::id_of(found.as_fd())?;
+        let entry = mountinfo::read()?.into_iter().find(|entry| entry.id == id);
+        let entry = entry.filter(|entry| self.target_of(&entry.mount_point).as_ref() == Some(at));
+        match entry.map(|entry| device_of_entry(&entry)).transpose()?.flatten() {
+            Some((device, block)) => {
+                Ok(Seen::Mount(Mount { device, block, attributes: Attributes::NONE, dead: true }))
+            }
+            // It is somewhere inside.
+            None => Err(Errno::IO.into()),
+        }
+    }
+
     /// Opens the root directory of the filesystem mounted at a path.
     fn open_directory(&self, at: &Target) -> io::Result<OwnedFd> {
         open_beneath(self.root(at)?, &at.relative, OFlags::RDONLY | OFlags::DIRECTORY)
@@ -163,7 +178,10 @@ impl Kernel for Linux {
             Err(error) if is_absent(&error) => return Ok(Seen::Missing),
             other => other?,
         };
-        let what = rustix::fs::statx(&found, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+        let what = match rustix::fs::statx(&found, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS) {
+            Err(Errno::IO) => return self.look_at_dead(at, &found),
+            other => other?,
+        };
         let kind = FileType::from_raw_mode(what.stx_mode.into());
         if kind == FileType::Symlink {
             // The last name is a link: it leads elsewhere, and is not ours to remove.
@@ -176,7 +194,7 @@ impl Kernel for Linux {
         let stat = rustix::fs::fstat(&found)?;
         let device = if directory { device_under(&found)? } else { DeviceNumber::of_special_file(&stat) };
         let flags = rustix::fs::fstatvfs(&found)?.f_flag;
-        Ok(Seen::Mount(Mount { device, block: !directory, attributes: attributes_of(flags) }))
+        Ok(Seen::Mount(Mount { device, block: !directory, attributes: attributes_of(flags), dead: false }))
     }
 
     fn ensure_directory(&self, at: &Target) -> io::Result<()> {

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::fd::{AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +12,8 @@ use super::device::DeviceNumber;
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Its number, as /proc/PID/fdinfo knows it too.
+    pub id: u64,
     /// Device number of its files (`st_dev`).
     pub device: DeviceNumber,
     /// What of the filesystem is mounted: `/`, or the file or directory that was bound.
@@ -41,6 +44,16 @@ pub fn read() -> io::Result<Vec<Entry>> {
     Ok(table)
 }
 
+/// The number of the mount that an open file is in. Its filesystem is not asked.
+///
+/// # Errors
+/// Those of reading /proc/self/fdinfo; `InvalidData` where it does not say.
+pub fn id_of(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let id = told.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "fdinfo names no mount"))
+}
+
 /// Reads the table of another process, by its directory under /proc.
 pub(super) fn read_of(process: &Path) -> io::Result<Vec<Entry>> {
     parse(&std::fs::read(process.join("mountinfo"))?)
@@ -67,8 +80,10 @@ fn parse_line(line: &str) -> Option<Entry> {
     let (own, shared) = line.split_once(" - ")?;
     let mut own = own.split(' ');
     let mut shared = shared.split(' ');
-    let (major, minor) = own.nth(2)?.split_once(':')?;
+    let id = own.next()?.parse().ok()?;
+    let (major, minor) = own.nth(1)?.split_once(':')?;
     Some(Entry {
+        id,
         device: DeviceNumber::new(major.parse().ok()?, minor.parse().ok()?),
         root: unescape(own.next()?),
         mount_point: unescape(own.next()?).into(),
@@ -110,6 +125,7 @@ mod tests {
         let entries = parse(table).unwrap();
         assert_eq!(entries[0].mount_point, PathBuf::from("/mnt 2"));
         assert_eq!(entries[0].options, ["rw", "noatime"]);
+        assert_eq!((entries[0].id, entries[1].id), (36, 86));
         assert_eq!(entries[1].device, DeviceNumber::new(0, 6));
         assert_eq!((entries[0].shared, entries[1].shared), (false, true));
         assert_eq!((entries[1].root.as_str(), entries[1].filesystem.as_str()), ("/loop3", "devtmpfs"));

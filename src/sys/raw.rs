@@ -279,6 +279,13 @@ pub(super) fn own_working_directory() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_FS) }).map(drop)
 }
 
+/// Lets all threads have one heap (mallopt(3), `M_ARENA_MAX`): one for each would keep what the busiest moment took.
+#[cfg(target_env = "gnu")]
+pub(super) fn share_heap() {
+    // SAFETY: plain numbers, from which later allocations take what they hold to. It cannot fail for these.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Who else may have a file open while a lease on it is held, or may hold a lock.
 #[derive(Clone, Copy)]
 pub(super) enum Others {

@@ -307,6 +307,23 @@ async fn an_orchestrator_that_never_unstages() {
 }
 
 #[tokio::test]
+async fn a_filesystem_that_has_shut_down_is_only_taken_away() {
+    let mut rig = Rig::new().await;
+    let how = mount(WRITER);
+    let id = rig.staged("a", how.clone()).await;
+    check(rig.node.node_publish_volume(publish_at(&id, TARGET, how.clone())).await, Code::Ok);
+    rig.kernel.shut_down();
+    for path in ["/t/pods/other", TARGET] {
+        check(rig.node.node_publish_volume(publish_at(&id, path, how.clone())).await, Code::Unavailable);
+    }
+    check(rig.node.node_stage_volume(stage(&id, how.clone())).await, Code::Unavailable);
+    check(rig.node.node_unpublish_volume(hide_at(&id, TARGET)).await, Code::Ok);
+    check(rig.node.node_unstage_volume(unstage(&id)).await, Code::Ok);
+    assert_eq!(devices(&rig, &id), 0);
+    check(rig.node.node_stage_volume(stage(&id, how)).await, Code::Ok);
+}
+
+#[tokio::test]
 async fn a_reboot_loses_nothing() {
     let mut rig = Rig::new().await;
     let id = rig.staged("a", mount(WRITER)).await;

@@ -20,7 +20,7 @@ use crate::{
         block, check, create_with, delete, from_snapshot, hide_at, publish_with, snapshot_of, stage_at,
         unpublish_from, unstage_at,
     },
-    rig::{Ground, Kind, MIB, filesystem, random, run, text, write},
+    rig::{Ground, Kind, MIB, filesystem, least, random, run, text, write},
 };
 
 #[tokio::test]
@@ -375,4 +375,29 @@ async fn many_volumes_are_staged_at_the_same_time() {
         daemon.node.node_unstage_volume(unstage_at(&id, &staging)).await.unwrap();
     }
     ground.account();
+}
+
+/// An XFS whose disk was full at the wrong moment answers EIO to whoever looks at it. It could not be unpublished.
+#[tokio::test]
+async fn a_filesystem_that_has_shut_down_is_taken_away() {
+    let ground = Ground::new(Kind::Image);
+    let mut daemon = ground.start().await;
+    for name in ["xfs", "ext4"] {
+        let how = filesystem(name);
+        let id = daemon.create(name, least(name), &how).await.volume_id;
+        let target = daemon.show(&ground, &id, name, &how).await;
+        let file = Path::new(&target).join("data");
+        write(&file, b"flushed");
+        run("xfs_io", &["-x", "-c", "shutdown", &target]);
+        assert!(fs::File::create(Path::new(&target).join("more")).is_err(), "{name} has shut down");
+        daemon.hide(&ground, &id, name).await;
+        assert!(!Path::new(&target).exists());
+        ground.account();
+        daemon.show(&ground, &id, name, &how).await;
+        assert_eq!(fs::read(&file).unwrap(), b"flushed", "{name}");
+        daemon.hide(&ground, &id, name).await;
+        daemon.delete(&id).await;
+    }
+    ground.account();
+    assert!(daemon.stop().success());
 }

@@ -10,6 +10,7 @@ use crate::{
 
 /// A volume of each name that there is, and what is on it.
 const A: usize = 0;
+const RAW: usize = 2;
 const S: usize = 3;
 const G: usize = 5;
 
@@ -97,4 +98,17 @@ fn what_a_killed_process_did_not_flush_is_flushed_by_the_next() {
         world.must(A, Op::Read { id });
         world.holds();
     }
+}
+
+/// A right that is forgotten first is not there any more when the call is repeated whose device stayed: nobody takes it away.
+#[test]
+fn a_right_to_a_volume_goes_after_its_device() {
+    let (_together, mut world) = world();
+    world.begin(RAW, &[]);
+    let id = world.last_id(RAW);
+    world.must(RAW, Op::Grant { id, reads: false });
+    world.must(RAW, Op::Stage { id });
+    world.fails("detach", 1);
+    (0..2).for_each(|_| world.must(RAW, Op::Revoke { id }));
+    world.holds();
 }

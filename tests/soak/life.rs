@@ -126,8 +126,13 @@ impl Caller {
                 0 => self.mounted(&name, &mut held, before).await,
                 _ => self.unmounted(&name, &mut held, before).await,
             };
+            // It must come to its end whatever it was.
             let ended = self.end(&held).await;
-            if let Err(Ended::Broken(what)) = lived.and(ended.map_err(Ended::Broken)) {
+            let broken = match lived {
+                Err(Ended::Broken(what)) => Some(what),
+                Ok(()) | Err(Ended::Full) => ended.err(),
+            };
+            if let Some(what) = broken {
                 self.state.broken.lock().unwrap().get_or_insert(format!("{name}: {what}"));
                 return;
             }

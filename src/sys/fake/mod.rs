@@ -132,6 +132,13 @@ impl FakeKernel {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets every mounted filesystem shut down, as XFS does after an error of its disk.
+    pub fn shut_down(&self) {
+        let mut world = self.world();
+        let mounts = world.places.values_mut().flat_map(|place| &mut place.mounts);
+        mounts.filter(|mount| !mount.block).for_each(|mount| mount.dead = true);
+    }
+
     /// Makes a directory, as an orchestrator would before a call.
     pub fn make_directory(&self, path: &str) {
         let place = Place { directory: true, mounts: Vec::new(), used: false };
@@ -229,7 +236,7 @@ impl Kernel for FakeKernel {
         held.mounted_read_only = Some(wanted.read_only);
         let read_only = if wanted.read_only { Attributes::READ_ONLY } else { Attributes::NONE };
         let attributes = wanted.attributes.and(read_only);
-        let mount = Mount { device: device.number, block: false, attributes };
+        let mount = Mount { device: device.number, block: false, attributes, dead: false };
         world.put(&at.path(), mount).map_err(|error| refused("attach the mount", error))?;
         world.mounted.push(wanted.clone());
         Ok(())
@@ -255,7 +262,8 @@ impl Kernel for FakeKernel {
         if !world.devices.contains_key(&device.number) {
             return Err(Errno::NXIO.into());
         }
-        world.put(&to.path(), Mount { device: device.number, block: true, attributes: Attributes::NONE })
+        let mount = Mount { device: device.number, block: true, attributes: Attributes::NONE, dead: false };
+        world.put(&to.path(), mount)
     }
 
     fn unmount(&self, at: &Target) -> io::Result<()> {
