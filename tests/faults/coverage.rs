@@ -32,7 +32,7 @@ const ELSEWHERE: [(&str, &str); 8] = [
 ];
 
 /// A function, and the system call it is; or why none is seen.
-const NAMES: [(&str, Result<&str, &str>); 62] = [
+const NAMES: [(&str, Result<&str, &str>); 63] = [
     ("raw::btrfs_device", Err("filesystems of btrfs: their life is in tests/kernel")),
     ("raw::btrfs_grow", Err("filesystems of btrfs")),
     ("ioctl_getflags", Err("the making of a pool on btrfs")),
@@ -51,6 +51,7 @@ const NAMES: [(&str, Result<&str, &str>); 62] = [
     ("libc::fcntl", Ok("fcntl F_OFD_SETLK")),
     ("libc::sync_file_range", Ok("sync_file_range")),
     ("libc::unshare", Err("the start of a pool")),
+    ("libc::mallopt", Err("no system call")),
     ("libc::fork", Err("the start of the minder")),
     ("libc::mlockall", Err("the minder")),
     ("libc::close_range", Err("the minder")),
