@@ -254,7 +254,8 @@ impl Inner {
         let used = room.total.minus(room.free);
         let mut cached = self.foreign.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let foreign = match *cached {
-            Some((when, foreign)) if when.elapsed() < FOREIGN_BELIEVED => foreign,
+            // Never more than there is now: what others have given back since is room again.
+            Some((when, foreign)) if when.elapsed() < FOREIGN_BELIEVED => foreign.min(used),
             _ => used.minus(self.store.allocated()?),
         };
         if cached.is_none_or(|(when, _)| when.elapsed() >= FOREIGN_BELIEVED) {
