@@ -29,8 +29,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        // The device lets go of its file in its own time: what it is in goes then.
         for point in [&self.disk.point, &self.place] {
-            drop(try_run("umount", &[&text(point)]));
+            drop(try_run("umount", &["--lazy", &text(point)]));
         }
         std::fs::remove_dir(&self.place).unwrap_or_default();
     }
