@@ -11,6 +11,8 @@ mod group;
 mod groups;
 mod kernel;
 mod model;
+#[path = "../support/modelled.rs"]
+mod modelled;
 mod pool;
 #[path = "../support/records.rs"]
 mod records;

@@ -1,6 +1,6 @@
 //! A thin pool in a model of device-mapper, which is ill at will.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use lagan::{
     bytes::Bytes,
@@ -17,6 +17,7 @@ use lagan::{
 };
 
 use crate::{
+    modelled::thin_settings,
     records::{self, snapshot_of},
     rig::progress,
 };
@@ -32,15 +33,7 @@ struct Ill {
 impl Ill {
     fn new(data: Bytes) -> Self {
         let mapper = FakeMapper::new(Path::new("/var/tmp"), data).unwrap();
-        let settings = Settings {
-            place: Place::Model(Model::new(mapper.clone(), "machine").unwrap()),
-            machine: "machine".into(),
-            reserve_percent: 5,
-            overcommit_percent: 1000,
-            freeze_limit: Duration::from_secs(5),
-            templates: 0,
-            extend: None,
-        };
+        let settings = thin_settings(Place::Model(Model::new(mapper.clone(), "machine").unwrap()));
         Self { mapper, settings }
     }
 

@@ -162,13 +162,9 @@ impl Rig {
             }
         };
         let settings = thin::Settings {
-            place,
-            machine: "machine".into(),
-            reserve_percent: 5,
-            overcommit_percent: 1000,
             freeze_limit: Duration::from_secs(20),
             templates: 4,
-            extend: None,
+            ..crate::modelled::thin_settings(place)
         };
         let open = {
             let commands = Arc::clone(&commands);

@@ -18,6 +18,8 @@ mod invent;
 mod kept;
 mod machine;
 mod model;
+#[path = "../support/modelled.rs"]
+mod modelled;
 #[path = "../support/records.rs"]
 mod records;
 #[path = "../support/requests.rs"]

@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap, fs::File, os::unix::fs::FileExt, panic::resume_unwind, path::Path, sync::Arc,
-    time::Duration,
 };
 
 use lagan::{
@@ -17,7 +16,7 @@ use lagan::{
     pool::{
         Attach, Detached, Listing, Pool, Progress, Role,
         record::{Content, Grant, Group, Snapshot, Source, Timestamp, Volume},
-        thin::{Model, Place, Settings, ThinPool},
+        thin::{Model, Place, ThinPool},
     },
     sys::{
         cmd::Commands,
@@ -29,6 +28,7 @@ use lagan::{
 use crate::{
     chance::Chance,
     machine::runtime,
+    modelled::thin_settings,
     records,
     script::{FAULTS, Fault, Script, lives},
 };
@@ -147,15 +147,7 @@ fn progress() -> Arc<Progress> {
 }
 
 fn open(model: &Model, fate: Arc<dyn Fate>) -> Result<ThinPool> {
-    let settings = Settings {
-        place: Place::Model(model.under(fate)),
-        machine: "machine".into(),
-        reserve_percent: 5,
-        overcommit_percent: 1000,
-        freeze_limit: Duration::from_secs(5),
-        templates: 0,
-        extend: None,
-    };
+    let settings = thin_settings(Place::Model(model.under(fate)));
     ThinPool::open(settings, Role::Both, None, Arc::new(Commands::find()), None)
 }
 
@@ -301,14 +293,14 @@ fn set_of(volumes: &[Volume], name: &str) -> (Group, Vec<Snapshot>) {
 
 fn read(pool: &ThinPool, id: VolumeId) -> u64 {
     wait(async {
-        let attached = !pool.attached(id).await.unwrap().is_empty();
-        let path = match pool.attached(id).await.unwrap().first() {
+        let attached = pool.attached(id).await.unwrap();
+        let path = match attached.first() {
             Some(attached) => attached.device.path.clone(),
             None => pool.attach(id, &use_it()).await.unwrap().attached.device.path,
         };
         let mut token = [0; 8];
         File::open(path).unwrap().read_exact_at(&mut token, 4096).unwrap();
-        if !attached {
+        if attached.is_empty() {
             assert_eq!(pool.detach(id, None).await.unwrap(), Detached::Done);
         }
         u64::from_le_bytes(token)

@@ -62,7 +62,7 @@ impl Model {
     /// # Errors
     /// Those of the model.
     pub fn power_cut(&self, choose: impl FnMut(usize) -> usize) -> Result<()> {
-        self.mapper.power_cut([RECORDS, POOL], choose).doing(|| "cut the power of a model")
+        self.mapper.power_cut(RECORDS, POOL, choose).doing(|| "cut the power of a model")
     }
 
     pub(super) fn mapper(&self) -> Mapper {

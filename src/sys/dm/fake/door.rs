@@ -197,11 +197,9 @@ impl Door for FakeMapper {
     }
 
     fn open_store(&self, info: &Info) -> io::Result<Box<dyn Store>> {
-        self.call("dm open", || {
-            let file = OpenOptions::new().read(true).write(true).open(self.node(info.number))?;
-            self.state().records.reopen(&file)?;
-            Ok(Box::new(Records { file, mapper: self.clone() }) as Box<dyn Store>)
-        })
+        let file = self.open(info)?;
+        self.state().records.reopen(&file)?;
+        Ok(Box::new(Records { file, mapper: self.clone() }))
     }
 
     fn node(&self, number: DeviceNumber) -> PathBuf {

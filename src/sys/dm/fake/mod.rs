@@ -13,10 +13,6 @@ use std::{
 use rustix::io::Errno;
 
 use super::{Door, Info, Line, SECTOR};
-use records::Unflushed;
-
-mod door;
-mod records;
 use crate::{
     bytes::Bytes,
     sys::{
@@ -25,6 +21,11 @@ use crate::{
         file,
     },
 };
+
+mod door;
+mod records;
+
+use records::Unflushed;
 
 /// Major number of devices.
 const MAJOR: u32 = 254;
@@ -114,13 +115,13 @@ impl FakeMapper {
     ///
     /// # Errors
     /// Those of writing files.
-    pub fn power_cut(&self, stay: [&str; 2], choose: impl FnMut(usize) -> usize) -> io::Result<()> {
+    pub fn power_cut(&self, records: &str, pool: &str, choose: impl FnMut(usize) -> usize) -> io::Result<()> {
         let mut state = self.state();
-        let gone: Vec<_> =
-            state.devices.keys().filter(|name| !stay.contains(&name.as_str())).cloned().collect();
+        let names = state.devices.keys();
+        let gone: Vec<_> = names.filter(|name| ![records, pool].contains(&name.as_str())).cloned().collect();
         gone.iter().for_each(|name| self.forget(&mut state, name));
         state.held = false;
-        let Some(device) = state.devices.get(stay[0]) else { return Ok(()) };
+        let Some(device) = state.devices.get(records) else { return Ok(()) };
         let file = OpenOptions::new().read(true).write(true).open(self.blocks_of(&state, device))?;
         state.records.power_cut(&file, choose)
     }
